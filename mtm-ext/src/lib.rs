@@ -1,0 +1,2 @@
+//! The PostgreSQL extension `multimaster`.
+pgrx::pg_module_magic!();

@@ -1,0 +1,2 @@
+//! One command for people, tests and CI.
+fn main() {}

@@ -1,1 +1,4 @@
-//! Part of multimaster.
+//! Consensus on the outcome of one transaction.
+#![forbid(unsafe_code)]
+
+pub mod commit;

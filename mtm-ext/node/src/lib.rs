@@ -1,1 +1,4 @@
-//! What one node does with its machines.
+//! What one node does with its machines, without PostgreSQL.
+#![forbid(unsafe_code)]
+
+pub mod message;

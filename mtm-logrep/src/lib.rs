@@ -1,1 +1,5 @@
-//! Part of multimaster.
+//! What travels from one node's write-ahead log to its peers, and how it is taken in.
+#![forbid(unsafe_code)]
+
+pub mod announcement;
+pub mod stream;

@@ -1,0 +1,88 @@
+//! The record that announces a transaction in its origin's write-ahead log.
+//!
+//! It is a non-transactional logical message with the prefix [`PREFIX`], written from PRE_COMMIT
+//! while the transaction is still in progress. Its flush is the origin's own vote.
+//!
+//! Layout (version 1): version byte, gid (17 bytes), number of children (4), children (4 each).
+
+use mtm_core::Gid;
+use mtm_core::wire::{DecodeError, DecodeErrorKind, Reader, Writer};
+
+/// Prefix of the announcement.
+pub const PREFIX: &str = "mtm";
+/// Prefix of the transactional marker that gives the transaction a base snapshot.
+pub const MARKER_PREFIX: &str = "mtm-marker";
+/// Prefix of captured DDL, transactional.
+pub const DDL_PREFIX: &str = "mtm-ddl";
+/// Prefix of a durable acceptance of abort; the content is a gid in wire form.
+pub const ABORT_PREFIX: &str = "mtm-abort";
+
+const VERSION: u8 = 1;
+
+/// A transaction that is about to commit if all members agree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// The transaction.
+    pub gid: Gid,
+    /// Its committed subtransactions, 32-bit as in the log.
+    pub children: Vec<u32>,
+}
+
+impl Announcement {
+    /// Appends the record's bytes.
+    ///
+    /// # Panics
+    /// With 2^32 or more children, which PostgreSQL cannot have.
+    pub fn encode(gid: &Gid, children: impl ExactSizeIterator<Item = u32>, out: &mut Vec<u8>) {
+        let mut w = Writer::new(out);
+        w.u8(VERSION);
+        gid.encode(&mut w);
+        w.u32(u32::try_from(children.len()).expect("xids are 32-bit"));
+        for child in children {
+            w.u32(child);
+        }
+    }
+
+    /// Reads a record that fills `bytes`.
+    ///
+    /// # Errors
+    /// When the bytes are not exactly one announcement of a known version.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(bytes);
+        let unknown = r.error(DecodeErrorKind::Unknown("announcement version"));
+        if r.u8()? != VERSION {
+            return Err(unknown);
+        }
+        let gid = Gid::decode(&mut r)?;
+        let n = r.u32()? as usize;
+        if n > r.remaining() / 4 {
+            return Err(r.error(DecodeErrorKind::Truncated));
+        }
+        let children = (0..n).map(|_| r.u32()).collect::<Result<_, _>>()?;
+        r.finish()?;
+        Ok(Self { gid, children })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mtm_core::{GenNum, NodeId, Xid};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn round_trips(xid: u64, children: Vec<u32>) {
+            let gid = Gid { origin: NodeId::new(3).unwrap(), xid: Xid(xid), generation: GenNum(2) };
+            let mut bytes = Vec::new();
+            Announcement::encode(&gid, children.iter().copied(), &mut bytes);
+            prop_assert!(Announcement::decode(&bytes[..bytes.len() - 1]).is_err());
+            prop_assert_eq!(Announcement::decode(&bytes), Ok(Announcement { gid, children }));
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
+            let _ = Announcement::decode(&bytes);
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Messages of the replication stream, from an output plugin to a receiver.
+//!
+//! Layout: one tag byte, fields in the order below, big-endian; a payload fills the rest.
+
+use mtm_core::wire::{DecodeError, DecodeErrorKind, Reader, Writer};
+use mtm_core::{Gid, Lsn};
+
+/// A message of the replication stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamMessage<'a> {
+    /// Part of an announced transaction's changes; pieces of one transaction are adjacent.
+    Piece {
+        /// The transaction.
+        gid: Gid,
+        /// End of its announcement in the origin's log.
+        lsn: Lsn,
+        /// No piece came before this one.
+        first: bool,
+        /// No piece follows; the transaction may be prepared.
+        last: bool,
+        /// Row messages, cut anywhere between two messages.
+        payload: &'a [u8],
+    },
+    /// Part of a large transaction's changes, sent before it is announced; pieces of different
+    /// transactions interleave.
+    Early {
+        /// The transaction's number, 32-bit as in the log.
+        xid: u32,
+        /// Row messages, preceded by the subtransaction they belong to.
+        payload: &'a [u8],
+    },
+    /// A subtransaction whose changes were sent early is rolled back; or the whole transaction,
+    /// when both numbers are the same.
+    EarlyAbort {
+        /// The transaction.
+        xid: u32,
+        /// The subtransaction.
+        subxid: u32,
+    },
+    /// A transaction whose changes were sent early is announced; nothing more follows.
+    EarlyDone {
+        /// The transaction's name.
+        gid: Gid,
+        /// End of its announcement in the origin's log.
+        lsn: Lsn,
+        /// Its number as in [`StreamMessage::Early`].
+        xid: u32,
+    },
+    /// The rows of this announced transaction are not available here: it is over on its origin.
+    /// Never a reason to change a transaction that is prepared already.
+    Unavailable {
+        /// The transaction.
+        gid: Gid,
+        /// End of its announcement in the origin's log.
+        lsn: Lsn,
+    },
+}
+
+const PIECE: u8 = b'T';
+const EARLY: u8 = b'E';
+const EARLY_ABORT: u8 = b'e';
+const EARLY_DONE: u8 = b'P';
+const UNAVAILABLE: u8 = b'X';
+const FIRST: u8 = 1;
+const LAST: u8 = 2;
+
+impl<'a> StreamMessage<'a> {
+    /// Appends the message's bytes; a payload comes last and may be appended piecemeal after.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let mut w = Writer::new(out);
+        match self {
+            Self::Piece { gid, lsn, first, last, payload } => {
+                w.u8(PIECE);
+                gid.encode(&mut w);
+                w.u64(lsn.0);
+                w.u8(u8::from(*first) * FIRST | u8::from(*last) * LAST);
+                w.raw(payload);
+            }
+            Self::Early { xid, payload } => {
+                w.u8(EARLY);
+                w.u32(*xid);
+                w.raw(payload);
+            }
+            Self::EarlyAbort { xid, subxid } => {
+                w.u8(EARLY_ABORT);
+                w.u32(*xid);
+                w.u32(*subxid);
+            }
+            Self::EarlyDone { gid, lsn, xid } => {
+                w.u8(EARLY_DONE);
+                gid.encode(&mut w);
+                w.u64(lsn.0);
+                w.u32(*xid);
+            }
+            Self::Unavailable { gid, lsn } => {
+                w.u8(UNAVAILABLE);
+                gid.encode(&mut w);
+                w.u64(lsn.0);
+            }
+        }
+    }
+
+    /// Reads one message that fills `bytes`.
+    ///
+    /// # Errors
+    /// When the bytes are not exactly one message.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(bytes);
+        let unknown = r.error(DecodeErrorKind::Unknown("stream message tag"));
+        let message = match r.u8()? {
+            PIECE => {
+                let gid = Gid::decode(&mut r)?;
+                let lsn = Lsn(r.u64()?);
+                let range = r.error(DecodeErrorKind::Range("piece flags"));
+                let flags = r.u8()?;
+                if flags & !(FIRST | LAST) != 0 {
+                    return Err(range);
+                }
+                let payload = r.take(r.remaining())?;
+                let (first, last) = (flags & FIRST != 0, flags & LAST != 0);
+                Self::Piece { gid, lsn, first, last, payload }
+            }
+            EARLY => Self::Early { xid: r.u32()?, payload: r.take(r.remaining())? },
+            EARLY_ABORT => Self::EarlyAbort { xid: r.u32()?, subxid: r.u32()? },
+            EARLY_DONE => {
+                let gid = Gid::decode(&mut r)?;
+                Self::EarlyDone { gid, lsn: Lsn(r.u64()?), xid: r.u32()? }
+            }
+            UNAVAILABLE => Self::Unavailable { gid: Gid::decode(&mut r)?, lsn: Lsn(r.u64()?) },
+            _ => return Err(unknown),
+        };
+        r.finish()?;
+        Ok(message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mtm_core::{GenNum, NodeId, Xid};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn round_trips(xid: u64, at: u64, which in 0u8..5, flags in 0u8..4, payload: Vec<u8>) {
+            let gid = Gid { origin: NodeId::new(3).unwrap(), xid: Xid(xid), generation: GenNum(2) };
+            let (lsn, payload) = (Lsn(at), payload.as_slice());
+            let m = match which {
+                0 => StreamMessage::Piece { gid, lsn, first: flags & 1 != 0, last: flags & 2 != 0, payload },
+                1 => StreamMessage::Early { xid: xid as u32, payload },
+                2 => StreamMessage::EarlyAbort { xid: xid as u32, subxid: at as u32 },
+                3 => StreamMessage::EarlyDone { gid, lsn, xid: xid as u32 },
+                _ => StreamMessage::Unavailable { gid, lsn },
+            };
+            let mut bytes = Vec::new();
+            m.encode(&mut bytes);
+            prop_assert_eq!(StreamMessage::decode(&bytes), Ok(m));
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
+            let _ = StreamMessage::decode(&bytes);
+        }
+    }
+}

@@ -1,2 +1,30 @@
-//! The PostgreSQL extension `multimaster`.
+//! The PostgreSQL extension `multimaster`: translation between PostgreSQL and the machines of the
+//! pure crates. If a branch depends on the state of the protocol, it belongs there.
+#![deny(unsafe_code)]
+
+mod api;
+mod cluster;
+mod dmq;
+mod ffi;
+mod guc;
+mod hook;
+mod pg;
+mod worker;
+
 pgrx::pg_module_magic!();
+
+/// Called by PostgreSQL when the library is loaded.
+#[allow(unsafe_code, reason = "PostgreSQL finds this function by its name")]
+#[unsafe(no_mangle)]
+#[pgrx::pg_guard]
+extern "C-unwind" fn _PG_init() {
+    if !pg::bgworker::preloading() {
+        // CREATE EXTENSION and walsenders of another configuration get a hint, not a crash.
+        return;
+    }
+    guc::init();
+    pg::shmem::init();
+    pg::xact::init();
+    hook::init();
+    worker::init();
+}

@@ -54,6 +54,15 @@ pub enum StreamMessage<'a> {
         /// End of its announcement in the origin's log.
         lsn: Lsn,
     },
+    /// This announced transaction has a change that cannot be shipped: peers must refuse it.
+    Unshippable {
+        /// The transaction.
+        gid: Gid,
+        /// End of its announcement in the origin's log.
+        lsn: Lsn,
+        /// What cannot be shipped, for people.
+        why: &'a str,
+    },
 }
 
 const PIECE: u8 = b'T';
@@ -61,6 +70,7 @@ const EARLY: u8 = b'E';
 const EARLY_ABORT: u8 = b'e';
 const EARLY_DONE: u8 = b'P';
 const UNAVAILABLE: u8 = b'X';
+const UNSHIPPABLE: u8 = b'U';
 const FIRST: u8 = 1;
 const LAST: u8 = 2;
 
@@ -97,6 +107,12 @@ impl<'a> StreamMessage<'a> {
                 gid.encode(&mut w);
                 w.u64(lsn.0);
             }
+            Self::Unshippable { gid, lsn, why } => {
+                w.u8(UNSHIPPABLE);
+                gid.encode(&mut w);
+                w.u64(lsn.0);
+                w.str(why);
+            }
         }
     }
 
@@ -127,6 +143,10 @@ impl<'a> StreamMessage<'a> {
                 Self::EarlyDone { gid, lsn: Lsn(r.u64()?), xid: r.u32()? }
             }
             UNAVAILABLE => Self::Unavailable { gid: Gid::decode(&mut r)?, lsn: Lsn(r.u64()?) },
+            UNSHIPPABLE => {
+                let gid = Gid::decode(&mut r)?;
+                Self::Unshippable { gid, lsn: Lsn(r.u64()?), why: r.str()? }
+            }
             _ => return Err(unknown),
         };
         r.finish()?;
@@ -142,7 +162,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trips(xid: u64, at: u64, which in 0u8..5, flags in 0u8..4, payload: Vec<u8>) {
+        fn round_trips(xid: u64, at: u64, which in 0u8..6, flags in 0u8..4, payload: Vec<u8>) {
             let gid = Gid { origin: NodeId::new(3).unwrap(), xid: Xid(xid), generation: GenNum(2) };
             let (lsn, payload) = (Lsn(at), payload.as_slice());
             let m = match which {
@@ -150,7 +170,8 @@ mod tests {
                 1 => StreamMessage::Early { xid: xid as u32, payload },
                 2 => StreamMessage::EarlyAbort { xid: xid as u32, subxid: at as u32 },
                 3 => StreamMessage::EarlyDone { gid, lsn, xid: xid as u32 },
-                _ => StreamMessage::Unavailable { gid, lsn },
+                4 => StreamMessage::Unavailable { gid, lsn },
+                _ => StreamMessage::Unshippable { gid, lsn, why: "no identity" },
             };
             let mut bytes = Vec::new();
             m.encode(&mut bytes);

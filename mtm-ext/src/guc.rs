@@ -1,0 +1,150 @@
+//! Settings, `multimaster.*`. Names and defaults are the manual's.
+
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+use std::ffi::CString;
+
+/// ms without a heartbeat after which a peer counts as disconnected.
+pub static HEARTBEAT_RECV_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(2000);
+/// ms between heartbeats.
+pub static HEARTBEAT_SEND_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(200);
+/// Apply workers per peer.
+pub static MAX_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(100);
+/// kB above which a transaction spills to disk on the receiver.
+pub static TRANS_SPILL_THRESHOLD: GucSetting<i32> = GucSetting::<i32>::new(102_400);
+/// s for connecting to peers, 0 for no limit.
+pub static CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
+/// Do not replicate tables without a primary key.
+pub static IGNORE_TABLES_WITHOUT_PK: GucSetting<bool> = GucSetting::<bool>::new(false);
+/// Built-in types in binary.
+pub static BINARY_BASETYPES: GucSetting<bool> = GucSetting::<bool>::new(true);
+/// Answer the client only when all members have committed.
+pub static WAIT_PEER_COMMITS: GucSetting<bool> = GucSetting::<bool>::new(true);
+/// Drop clients when this node leaves the cluster.
+pub static BREAK_CONNECTION: GucSetting<bool> = GucSetting::<bool>::new(false);
+/// Cluster-wide growing sequence values.
+pub static MONOTONIC_SEQUENCES: GucSetting<bool> = GucSetting::<bool>::new(false);
+/// The referee's connection string.
+pub static REFEREE_CONNSTRING: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+/// Functions executed on all nodes instead of replicating their effects.
+pub static REMOTE_FUNCTIONS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+/// kB of log between syncpoints.
+pub static SYNCPOINT_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(10_240);
+
+/// Registers all settings. Only in `_PG_init` under `shared_preload_libraries`.
+pub fn init() {
+    let sighup = GucContext::Sighup;
+    let user = GucContext::Userset;
+    let ms = GucFlags::UNIT_MS;
+    let kb = GucFlags::UNIT_KB;
+    let none = GucFlags::default();
+    GucRegistry::define_int_guc(
+        c"multimaster.heartbeat_recv_timeout",
+        c"Time without a heartbeat after which a peer counts as disconnected.",
+        c"",
+        &HEARTBEAT_RECV_TIMEOUT,
+        1,
+        i32::MAX,
+        sighup,
+        ms,
+    );
+    GucRegistry::define_int_guc(
+        c"multimaster.heartbeat_send_timeout",
+        c"Interval between heartbeats.",
+        c"",
+        &HEARTBEAT_SEND_TIMEOUT,
+        1,
+        i32::MAX,
+        sighup,
+        ms,
+    );
+    GucRegistry::define_int_guc(
+        c"multimaster.max_workers",
+        c"Maximum number of apply workers per peer.",
+        c"",
+        &MAX_WORKERS,
+        1,
+        10_000,
+        GucContext::Postmaster,
+        none,
+    );
+    GucRegistry::define_int_guc(
+        c"multimaster.trans_spill_threshold",
+        c"Size above which a received transaction is kept on disk.",
+        c"",
+        &TRANS_SPILL_THRESHOLD,
+        0,
+        1_048_576,
+        sighup,
+        kb,
+    );
+    GucRegistry::define_int_guc(
+        c"multimaster.connect_timeout",
+        c"Limit for connecting to a peer; 0 is none, 1 counts as 2.",
+        c"",
+        &CONNECT_TIMEOUT,
+        0,
+        86_400,
+        sighup,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"multimaster.syncpoint_interval",
+        c"Amount of write-ahead log between syncpoints.",
+        c"",
+        &SYNCPOINT_INTERVAL,
+        0,
+        i32::MAX,
+        sighup,
+        kb,
+    );
+    for (name, short, setting, context) in [
+        (
+            c"multimaster.ignore_tables_without_pk",
+            c"Do not replicate tables without a primary key.",
+            &IGNORE_TABLES_WITHOUT_PK,
+            sighup,
+        ),
+        (
+            c"multimaster.binary_basetypes",
+            c"Send values of built-in types in binary format.",
+            &BINARY_BASETYPES,
+            sighup,
+        ),
+        (
+            c"multimaster.wait_peer_commits",
+            c"Answer the client only when all members have committed.",
+            &WAIT_PEER_COMMITS,
+            user,
+        ),
+        (
+            c"multimaster.break_connection",
+            c"Drop client connections when this node leaves the cluster.",
+            &BREAK_CONNECTION,
+            sighup,
+        ),
+        (
+            c"multimaster.monotonic_sequences",
+            c"Sequence values grow cluster-wide.",
+            &MONOTONIC_SEQUENCES,
+            user,
+        ),
+    ] {
+        GucRegistry::define_bool_guc(name, short, c"", setting, context, none);
+    }
+    GucRegistry::define_string_guc(
+        c"multimaster.referee_connstring",
+        c"Connection string of the referee of a cluster with two data nodes.",
+        c"",
+        &REFEREE_CONNSTRING,
+        sighup,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_string_guc(
+        c"multimaster.remote_functions",
+        c"Functions executed on all nodes instead of replicating their effects.",
+        c"",
+        &REMOTE_FUNCTIONS,
+        user,
+        none,
+    );
+}

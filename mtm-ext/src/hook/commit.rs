@@ -1,0 +1,362 @@
+//! The commit of a transaction that began on this node: announce, wait for the decision, obey.
+//!
+//! The rules are [`mtm_paxos::commit::Coordinator`]'s; this module tells it what happens and does
+//! what it says.
+
+use crate::pg::shmem::{self, RefusalCopy};
+use crate::pg::{message, proc, xact};
+use crate::{cluster, dmq, guc};
+use core::cell::Cell;
+use core::sync::atomic::Ordering;
+use mtm_core::{Gid, Lsn, NodeId, NodeSet};
+use mtm_logrep::announcement::{self, Announcement};
+use mtm_node::message::Message;
+use mtm_paxos::commit::{Coordinator, CoordinatorState, CoordinatorStep, Decree};
+use pgrx::{PgSqlErrorCode, ereport};
+
+thread_local! {
+    /// The transaction that this process has announced and whose commit is decided.
+    static DECIDED: Cell<Option<Gid>> = const { Cell::new(None) };
+    /// The committed transaction whose peers are still to be waited for.
+    static AWAITED: Cell<Option<Gid>> = const { Cell::new(None) };
+    /// Whether this process' slot is in use.
+    static REGISTERED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Why a transaction is aborted.
+enum Cause {
+    Refused(RefusalCopy),
+    LostConflict(Gid),
+    LostPeers(NodeSet),
+    Interrupted,
+}
+
+/// XACT_EVENT_PRE_COMMIT: returns when commit is decided or nothing needs deciding.
+pub fn pre_commit() {
+    let Some(gid) = gid_to_announce() else { return };
+    let announced = decide(gid);
+    DECIDED.set(Some(gid));
+    xact::mark_commit_record(announced);
+}
+
+/// XACT_EVENT_PRE_PREPARE of a user's PREPARE TRANSACTION: returns when all members have prepared
+/// it. COMMIT PREPARED and ROLLBACK PREPARED decide its outcome later.
+pub fn pre_prepare() {
+    let Some(gid) = gid_to_announce() else { return };
+    xact::check_preparable();
+    decide(gid);
+}
+
+/// XACT_EVENT_COMMIT: the commit record is durable, so the decision may leave.
+pub fn committed() {
+    let Some(gid) = DECIDED.take() else { return };
+    tell_committed(gid);
+}
+
+/// XACT_EVENT_ABORT and XACT_EVENT_PREPARE.
+pub fn ended() {
+    DECIDED.set(None);
+    AWAITED.set(None);
+    if REGISTERED.replace(false) {
+        shmem::coordinators(|c| c.free_mine());
+    }
+}
+
+/// After the transaction's locks are released: waits for the members' commits if so set.
+pub fn locks_released() {
+    if let Some(gid) = AWAITED.take() {
+        await_peers(gid);
+    }
+    if REGISTERED.replace(false) {
+        shmem::coordinators(|c| c.free_mine());
+    }
+}
+
+/// A user's COMMIT PREPARED is durable here: tells the members and waits for them if so set.
+pub fn user_prepared_committed(gid: Gid) {
+    let members = shmem::header().configured_nodes();
+    register(gid, members);
+    shmem::coordinators(|c| {
+        if let Some(coordinator) = &mut c.mine().coordinator {
+            for member in members {
+                coordinator.vote(member, true);
+            }
+        }
+    });
+    tell_committed(gid);
+    locks_released();
+}
+
+/// A user's ROLLBACK PREPARED is durable here.
+pub fn user_prepared_rolled_back(gid: Gid) {
+    dmq::send_all(shmem::header().peers_set(), &Message::Decided(gid, Decree::Abort));
+}
+
+fn tell_committed(gid: Gid) {
+    let step = shmem::coordinators(|c| {
+        let coordinator = c.mine().coordinator.as_mut();
+        coordinator.map_or(CoordinatorStep::Nothing, Coordinator::commit_durable)
+    });
+    if let CoordinatorStep::TellCommit(members) = step {
+        dmq::send_all(members, &Message::Decided(gid, Decree::Commit));
+        if guc::WAIT_PEER_COMMITS.get() {
+            AWAITED.set(Some(gid));
+        }
+    }
+}
+
+/// The name of the running transaction, if members must agree to it.
+fn gid_to_announce() -> Option<Gid> {
+    let xid = xact::full_xid()?;
+    if !cluster::replicates() || !wrote_something_replicated() {
+        return None;
+    }
+    let header = shmem::header();
+    Some(Gid { origin: header.me()?, xid, generation: header.current_generation() })
+}
+
+fn wrote_something_replicated() -> bool {
+    xact::is_marked_replicable()
+        || xact::row_locked_relations()
+            .into_iter()
+            .any(|relation| xact::is_logged_table(relation) && !crate::hook::is_local(relation))
+}
+
+/// Announces the transaction and waits for the outcome; returns the announcement's end if it is
+/// commit and raises an ERROR otherwise.
+fn decide(gid: Gid) -> Lsn {
+    let members = shmem::header().configured_nodes();
+    refuse_unless_connected(members);
+    xact::check_serializable();
+    let children = xact::committed_children();
+    register(gid, members);
+    let announced = announce(&gid, &children);
+    let step = step_mine(Coordinator::announced);
+    debug_assert!(matches!(step, CoordinatorStep::Nothing | CoordinatorStep::Commit));
+    await_outcome(gid, announced)
+}
+
+fn refuse_unless_connected(members: NodeSet) {
+    let missing = members.difference(cluster::connected());
+    if missing.is_empty() && shmem::header().recovered.load(Ordering::Acquire) != 0 {
+        return;
+    }
+    let status = cluster::status().as_str();
+    ereport!(
+        ERROR,
+        PgSqlErrorCode::ERRCODE_CANNOT_CONNECT_NOW,
+        format!("[multimaster] node is not online: current status \"{status}\""),
+        format!("The transaction was rolled back: {}.", cluster::status_reason())
+    );
+}
+
+fn register(gid: Gid, members: NodeSet) {
+    REGISTERED.set(true);
+    shmem::coordinators(|c| {
+        c.free_mine();
+        let slot = c.mine();
+        slot.coordinator = Some(Coordinator::new(gid, members));
+        for member in members {
+            slot.epochs[member.index()] =
+                shmem::peer(member).epoch.load(Ordering::Acquire);
+        }
+    });
+}
+
+/// Writes the announcement and makes it durable: this node's own vote.
+fn announce(gid: &Gid, children: &[u32]) -> Lsn {
+    let mut content = Vec::with_capacity(32 + 4 * children.len());
+    Announcement::encode(gid, children.iter().copied(), &mut content);
+    // The marker belongs to the transaction and gives it a base snapshot in every decoder.
+    message::log(c"mtm-marker", &[], true);
+    let end = message::log(c"mtm", &content, false);
+    debug_assert_eq!(announcement::PREFIX, "mtm");
+    message::flush(end);
+    end
+}
+
+fn step_mine(step: impl FnOnce(&mut Coordinator) -> CoordinatorStep) -> CoordinatorStep {
+    shmem::coordinators(|c| {
+        c.mine().coordinator.as_mut().map_or(CoordinatorStep::Nothing, step)
+    })
+}
+
+/// What the wait looks at, copied out under the lock.
+struct View {
+    state: CoordinatorState,
+    missing: NodeSet,
+    refusal: Option<RefusalCopy>,
+    lost_to: Option<Gid>,
+    epochs: [u32; mtm_core::MAX_NODES as usize],
+}
+
+fn view_mine() -> Option<View> {
+    shmem::coordinators(|c| {
+        let slot = c.mine();
+        slot.coordinator.map(|coordinator| View {
+            state: coordinator.state(),
+            missing: coordinator.missing(),
+            refusal: slot.refusal,
+            lost_to: slot.lost_to,
+            epochs: slot.epochs,
+        })
+    })
+}
+
+impl View {
+    /// Members without which nothing more will happen: their messages may be lost.
+    fn lost_peers(&self) -> NodeSet {
+        let me = shmem::header().me();
+        let lost = |node: &NodeId| {
+            let epoch = shmem::peer(*node).epoch.load(Ordering::Acquire);
+            epoch != self.epochs[node.index()] || !cluster::is_linked(*node)
+        };
+        self.missing.iter().filter(|node| Some(*node) != me).filter(lost).collect()
+    }
+}
+
+/// How long to wait until heartbeats must be looked at again.
+fn patience_us() -> u64 {
+    u64::from(guc::HEARTBEAT_RECV_TIMEOUT.get().unsigned_abs()) * 1000 / 4 + 1000
+}
+
+fn await_outcome(gid: Gid, announced: Lsn) -> Lsn {
+    let mut cause = None;
+    loop {
+        let view = view_mine().expect("registered until the transaction ends");
+        match view.state {
+            CoordinatorState::CommitDecided => return announced,
+            CoordinatorState::Aborted => break,
+            CoordinatorState::Voting => {
+                if let Some(found) = cause_to_abort(&view) {
+                    cause = Some(found);
+                    start_abort(gid);
+                    continue;
+                }
+            }
+            CoordinatorState::AbortPending | CoordinatorState::Aborting => {
+                if !view.lost_peers().is_empty() {
+                    give_up(gid, cause, view.lost_peers());
+                }
+            }
+            CoordinatorState::Committed | CoordinatorState::GivenUp => break,
+        }
+        proc::wait(None, Some(patience_us()));
+    }
+    raise(gid, cause);
+}
+
+fn cause_to_abort(view: &View) -> Option<Cause> {
+    if let Some(refusal) = view.refusal {
+        return Some(Cause::Refused(refusal));
+    }
+    if let Some(winner) = view.lost_to {
+        return Some(Cause::LostConflict(winner));
+    }
+    if proc::interrupted() {
+        return Some(Cause::Interrupted);
+    }
+    let lost = view.lost_peers();
+    (!lost.is_empty()).then_some(Cause::LostPeers(lost))
+}
+
+/// The abort round: no vote counts any more; abort is accepted durably here, then everywhere.
+fn start_abort(gid: Gid) {
+    if step_mine(Coordinator::start_abort) != CoordinatorStep::PersistAbort {
+        return;
+    }
+    log_abort_accepted(&gid);
+    match step_mine(Coordinator::abort_durable) {
+        CoordinatorStep::AskAbort(members) => dmq::send_all(members, &Message::AskAbort(gid)),
+        CoordinatorStep::TellAbort(members) => {
+            dmq::send_all(members, &Message::Decided(gid, Decree::Abort));
+        }
+        _ => {}
+    }
+}
+
+/// Writes a durable acceptance of abort.
+pub fn log_abort_accepted(gid: &Gid) {
+    let mut content = Vec::with_capacity(Gid::PREFIX.len() + 20);
+    gid.encode(&mut mtm_core::wire::Writer::new(&mut content));
+    message::flush(message::log(c"mtm-abort", &content, false));
+}
+
+/// Members that cannot be reached keep the transaction prepared until they have asked. As long as
+/// nobody but its origin may decide, its durable acceptance of abort is the outcome.
+fn give_up(gid: Gid, cause: Option<Cause>, lost: NodeSet) -> ! {
+    shmem::coordinators(|c| {
+        if let Some(coordinator) = &mut c.mine().coordinator {
+            coordinator.give_up();
+        }
+    });
+    raise(gid, Some(cause.unwrap_or(Cause::LostPeers(lost))))
+}
+
+fn raise(gid: Gid, cause: Option<Cause>) -> ! {
+    match cause {
+        Some(Cause::Refused(refusal)) => raise_refusal(gid, &refusal),
+        Some(Cause::LostConflict(winner)) => raise_conflict(gid, winner),
+        Some(Cause::LostPeers(lost)) => {
+            ereport!(
+                ERROR,
+                PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+                format!("could not commit: connection to node {} was lost", first(lost)),
+                format!(
+                    "Transaction {gid} was rolled back because not every node could confirm it."
+                )
+            );
+        }
+        Some(Cause::Interrupted) | None => proc::check_interrupts(),
+    }
+    ereport!(
+        ERROR,
+        PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+        "could not commit: the transaction was aborted",
+        format!("Transaction {gid} was rolled back on every node.")
+    );
+    unreachable!("an ERROR does not return")
+}
+
+fn first(nodes: NodeSet) -> String {
+    nodes.iter().map(|node| node.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn raise_conflict(gid: Gid, winner: Gid) -> ! {
+    ereport!(
+        ERROR,
+        PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+        "could not serialize access due to a concurrent transaction on another node",
+        format!("Transaction {gid} lost against transaction {winner} of node {}.", winner.origin)
+    );
+    unreachable!("an ERROR does not return")
+}
+
+fn raise_refusal(gid: Gid, refusal: &RefusalCopy) -> ! {
+    let state = core::str::from_utf8(&refusal.sqlstate).unwrap_or("XX000");
+    let (message, detail) = (refusal.message.as_str(), refusal.detail.as_str());
+    let space = if detail.is_empty() { "" } else { " " };
+    crate::pg::bgworker::raise(
+        state,
+        message,
+        &format!("{detail}{space}Node {} refused transaction {gid}.", refusal.from),
+    )
+}
+
+/// Waits until every member has committed, or cannot say so any more. The transaction is
+/// committed: nothing here may fail.
+fn await_peers(gid: Gid) {
+    loop {
+        let Some(view) = view_mine() else { return };
+        if view.missing.is_empty() || view.missing == view.lost_peers() {
+            return;
+        }
+        if proc::interrupted() {
+            pgrx::warning!(
+                "canceling the wait for other nodes to commit; transaction {gid} is committed"
+            );
+            return;
+        }
+        proc::wait(None, Some(patience_us()));
+    }
+}

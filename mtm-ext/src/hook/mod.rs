@@ -1,0 +1,6 @@
+//! What happens inside users' transactions.
+
+pub mod commit;
+
+/// Installs the hooks. Only in `_PG_init` under `shared_preload_libraries`.
+pub fn init() {}

@@ -1,0 +1,259 @@
+//! Background workers: registering them, their life, and errors.
+
+use super::proc;
+use core::ffi::{c_char, c_int};
+use core::sync::atomic::{AtomicI32, Ordering};
+use pgrx::pg_sys::panic::CaughtError;
+use pgrx::{PgTryBuilder, pg_sys};
+
+/// Whether the library is being loaded through `shared_preload_libraries`.
+pub fn preloading() -> bool {
+    // SAFETY: a plain variable.
+    unsafe { pg_sys::process_shared_preload_libraries_in_progress }
+}
+
+/// What a worker is; its number goes into `bgw_main_arg`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Starts the others.
+    Monitor,
+    /// Sends messages to all peers.
+    Sender,
+    /// Finishes what nobody else does.
+    Resolver,
+    /// Receives the stream of the node with this number.
+    Receiver(u8),
+    /// Applies; works in this slot.
+    Applier(u16),
+}
+
+impl Kind {
+    const fn to_arg(self) -> usize {
+        match self {
+            Self::Monitor => 1,
+            Self::Sender => 2,
+            Self::Resolver => 3,
+            Self::Receiver(node) => 4 | (node as usize) << 8,
+            Self::Applier(slot) => 5 | (slot as usize) << 8,
+        }
+    }
+
+    const fn from_arg(arg: usize) -> Option<Self> {
+        Some(match arg & 0xff {
+            1 => Self::Monitor,
+            2 => Self::Sender,
+            3 => Self::Resolver,
+            4 => Self::Receiver((arg >> 8) as u8),
+            5 => Self::Applier((arg >> 8) as u16),
+            _ => return None,
+        })
+    }
+
+    fn names(self) -> (String, &'static str) {
+        match self {
+            Self::Monitor => ("mtm-monitor".into(), "mtm-monitor"),
+            Self::Sender => ("mtm-dmq-sender".into(), "mtm-dmq-sender"),
+            Self::Resolver => ("mtm-resolver".into(), "mtm-resolver"),
+            Self::Receiver(node) => {
+                (format!("mtm-logrep-receiver {node}"), "mtm-logrep-receiver")
+            }
+            Self::Applier(slot) => (
+                format!("mtm-logrep-receiver-dynworker {slot}"),
+                "mtm-logrep-receiver-dynworker",
+            ),
+        }
+    }
+
+    const fn needs_database(self) -> bool {
+        !matches!(self, Self::Monitor)
+    }
+}
+
+fn put(target: &mut [c_char], text: &str) {
+    for (place, byte) in target.iter_mut().zip(text.bytes().chain([0])) {
+        *place = byte as c_char;
+    }
+}
+
+fn describe(kind: Kind, restart_s: c_int) -> pg_sys::BackgroundWorker {
+    let mut worker = pg_sys::BackgroundWorker::default();
+    let (name, kind_name) = kind.names();
+    put(&mut worker.bgw_name, &name);
+    put(&mut worker.bgw_type, kind_name);
+    put(&mut worker.bgw_library_name, "multimaster");
+    put(&mut worker.bgw_function_name, "mtm_worker_main");
+    worker.bgw_flags = pg_sys::BGWORKER_SHMEM_ACCESS as c_int;
+    if kind.needs_database() {
+        worker.bgw_flags |= pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION as c_int;
+    }
+    worker.bgw_start_time = pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished;
+    worker.bgw_restart_time = restart_s;
+    worker.bgw_main_arg = pg_sys::Datum::from(kind.to_arg());
+    worker.bgw_notify_pid = proc::my_pid();
+    worker
+}
+
+/// Registers the one worker that PostgreSQL itself starts and restarts.
+pub fn register_static(kind: Kind) {
+    let mut worker = describe(kind, 1);
+    worker.bgw_notify_pid = 0;
+    // SAFETY: in _PG_init under shared_preload_libraries; the structure is copied.
+    unsafe { pg_sys::RegisterBackgroundWorker(&raw mut worker) };
+}
+
+/// A started worker.
+#[derive(Debug)]
+pub struct Handle(*mut pg_sys::BackgroundWorkerHandle);
+
+/// Starts a worker that is not restarted; `None` when `max_worker_processes` is reached.
+pub fn start(kind: Kind) -> Option<Handle> {
+    let mut worker = describe(kind, pg_sys::BGW_NEVER_RESTART);
+    let mut handle = core::ptr::null_mut();
+    // SAFETY: the structure is copied; the handle is allocated in TopMemoryContext here so that
+    // it lives as long as this process.
+    unsafe {
+        let previous = pg_sys::CurrentMemoryContext;
+        pg_sys::CurrentMemoryContext = pg_sys::TopMemoryContext;
+        let started = pg_sys::RegisterDynamicBackgroundWorker(&raw mut worker, &raw mut handle);
+        pg_sys::CurrentMemoryContext = previous;
+        started.then_some(Handle(handle))
+    }
+}
+
+impl Handle {
+    /// Whether the worker has ended.
+    pub fn has_ended(&self) -> bool {
+        let mut pid = 0;
+        // SAFETY: the handle came from RegisterDynamicBackgroundWorker and is freed only by drop.
+        let status = unsafe { pg_sys::GetBackgroundWorkerPid(self.0, &raw mut pid) };
+        status == pg_sys::BgwHandleStatus::BGWH_STOPPED
+    }
+
+    /// Asks the worker to end.
+    pub fn terminate(&self) {
+        // SAFETY: as above.
+        unsafe { pg_sys::TerminateBackgroundWorker(self.0) }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: allocated by RegisterDynamicBackgroundWorker, freed once.
+        unsafe { pg_sys::pfree(self.0.cast()) }
+    }
+}
+
+static KIND: AtomicI32 = AtomicI32::new(0);
+
+/// Entry point of every worker.
+#[unsafe(no_mangle)]
+#[pgrx::pg_guard]
+extern "C-unwind" fn mtm_worker_main(arg: pg_sys::Datum) {
+    // SAFETY: the usual beginning of a background worker; `die` and the reload handler only set
+    // flags and the latch.
+    unsafe {
+        pg_sys::pqsignal(pg_sys::SIGTERM as c_int, Some(pg_sys::die));
+        pg_sys::pqsignal(pg_sys::SIGHUP as c_int, Some(pg_sys::SignalHandlerForConfigReload));
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+    KIND.store(arg.value() as i32, Ordering::Relaxed);
+    let kind = Kind::from_arg(arg.value()).expect("we register only known kinds");
+    crate::worker::run(kind);
+}
+
+/// Connects this worker to the replicated database as the bootstrap superuser.
+pub fn connect_to_database(database: u32) {
+    // SAFETY: once, at the beginning of a worker registered with a database connection.
+    unsafe {
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(
+            pg_sys::Oid::from(database),
+            pg_sys::InvalidOid,
+            0,
+        );
+    }
+}
+
+/// Sets a setting for the life of this process.
+pub fn set_config(name: &core::ffi::CStr, value: &core::ffi::CStr) {
+    // SAFETY: both are C strings; a wrong name raises an ERROR.
+    unsafe {
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        );
+    }
+}
+
+/// Handles a stop request (by not returning) and a configuration reload.
+pub fn handle_signals() {
+    proc::check_interrupts();
+    // SAFETY: a sig_atomic_t flag of this process; the main loop of a worker may reload.
+    unsafe {
+        if (&raw const pg_sys::ConfigReloadPending).read_volatile() != 0 {
+            (&raw mut pg_sys::ConfigReloadPending).write_volatile(0);
+            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+        }
+    }
+}
+
+/// Reports what this process does in `pg_stat_activity`.
+pub fn report_activity(text: &core::ffi::CStr) {
+    // SAFETY: copies the string into this process' status entry.
+    unsafe {
+        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, text.as_ptr());
+    }
+}
+
+/// Reports that this process waits for work.
+pub fn report_idle() {
+    // SAFETY: as above; a null text is none.
+    unsafe {
+        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, core::ptr::null());
+    }
+}
+
+/// An ERROR, caught.
+#[derive(Clone, Debug)]
+pub struct Caught {
+    /// Five characters.
+    pub sqlstate: [u8; 5],
+    /// Primary message.
+    pub message: String,
+    /// Detail, may be empty.
+    pub detail: String,
+}
+
+/// Runs `body`, catching an ERROR. The transaction must be rolled back afterwards.
+pub fn catching<R>(body: impl FnOnce() -> R + core::panic::UnwindSafe) -> Result<R, Caught> {
+    PgTryBuilder::new(move || Ok(body())).catch_others(|error| Err(describe_error(&error))).execute()
+}
+
+fn describe_error(error: &CaughtError) -> Caught {
+    let report = match error {
+        CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
+        CaughtError::RustPanic { ereport, .. } => ereport,
+    };
+    Caught {
+        sqlstate: unpack(report.sql_error_code()),
+        message: report.message().to_owned(),
+        detail: report.detail().unwrap_or_default().to_owned(),
+    }
+}
+
+fn unpack(code: pgrx::PgSqlErrorCode) -> [u8; 5] {
+    // SAFETY: returns a static buffer of five characters and a zero byte.
+    let text = unsafe { core::ffi::CStr::from_ptr(pg_sys::unpack_sql_state(code as i32)) };
+    text.to_bytes().try_into().unwrap_or(*b"XX000")
+}
+
+/// Raises an ERROR with a SQLSTATE that came from elsewhere.
+pub fn raise(sqlstate: &str, message: &str, detail: &str) -> ! {
+    let code = sqlstate.bytes().take(5).enumerate().fold(0i32, |code, (i, byte)| {
+        code | (i32::from(byte.wrapping_sub(b'0')) & 0x3f) << (6 * i)
+    });
+    let code = pgrx::PgSqlErrorCode::from(code as isize);
+    pgrx::ereport!(ERROR, code, message, detail);
+    unreachable!("an ERROR does not return")
+}

@@ -1,0 +1,371 @@
+//! Connections to other nodes through libpq: conninfo, TLS, .pgpass and pg_hba.conf all apply.
+//!
+//! Every wait is a latch wait, so that a worker can be told to stop at any time.
+
+use super::proc::{self, Interest};
+use pq_sys as pq;
+use std::ffi::{CStr, CString};
+use thiserror::Error;
+
+/// What went wrong on a connection.
+#[derive(Clone, Debug, Error)]
+pub enum ConnError {
+    /// No connection, or it broke.
+    #[error("{0}")]
+    Connection(String),
+    /// The server answered with an error.
+    #[error("{message}")]
+    Server {
+        /// Five characters.
+        sqlstate: String,
+        /// Primary message.
+        message: String,
+        /// Detail, may be empty.
+        detail: String,
+        /// Hint, may be empty.
+        hint: String,
+    },
+}
+
+/// Rows of text values; NULL is `None`.
+pub type Rows = Vec<Vec<Option<String>>>;
+
+/// One message of a COPY.
+#[derive(Debug)]
+pub enum CopyIn {
+    /// A message.
+    Data(Vec<u8>),
+    /// None is there yet.
+    WouldBlock,
+    /// The other side ended the COPY.
+    End,
+}
+
+/// A connection to another server.
+#[derive(Debug)]
+pub struct Conn {
+    raw: *mut pq::PGconn,
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        // SAFETY: `raw` came from PQconnectStartParams and is freed once.
+        unsafe { pq::PQfinish(self.raw) }
+    }
+}
+
+fn c(text: &str) -> Result<CString, ConnError> {
+    CString::new(text)
+        .map_err(|_| ConnError::Connection("a connection string contains a zero byte".to_owned()))
+}
+
+impl Conn {
+    /// Connects. `extra` overrides the keywords of `conninfo`. `timeout_s` 0 is no limit.
+    ///
+    /// # Errors
+    /// With libpq's text when there is no connection.
+    pub fn connect(
+        conninfo: &str,
+        extra: &[(&str, &str)],
+        timeout_s: i32,
+    ) -> Result<Self, ConnError> {
+        let mut keys = vec![c("dbname")?];
+        let mut values = vec![c(conninfo)?];
+        for (key, value) in extra {
+            keys.push(c(key)?);
+            values.push(c(value)?);
+        }
+        let pointers = |strings: &[CString]| {
+            let mut all: Vec<_> = strings.iter().map(|s| s.as_ptr()).collect();
+            all.push(core::ptr::null());
+            all
+        };
+        let (key_pointers, value_pointers) = (pointers(&keys), pointers(&values));
+        // SAFETY: two null-terminated arrays of C strings of the same length; libpq copies them.
+        let raw = unsafe {
+            pq::PQconnectStartParams(key_pointers.as_ptr(), value_pointers.as_ptr(), 1)
+        };
+        if raw.is_null() {
+            return Err(ConnError::Connection("out of memory".to_owned()));
+        }
+        let mut conn = Self { raw };
+        conn.finish_connecting(timeout_s)?;
+        Ok(conn)
+    }
+
+    fn finish_connecting(&mut self, timeout_s: i32) -> Result<(), ConnError> {
+        let limit_us = match timeout_s {
+            ..=0 => None,
+            s => Some(s.max(2).unsigned_abs() as u64 * 1_000_000),
+        };
+        let start = proc::now();
+        let mut write = true;
+        loop {
+            // SAFETY: `raw` is a connection being made.
+            if unsafe { pq::PQstatus(self.raw) } == pq::ConnStatusType::CONNECTION_BAD {
+                return Err(self.error());
+            }
+            let interest = Interest { fd: self.fd(), read: !write, write };
+            let left = limit_us.map(|us| us.saturating_sub(proc::now().since(start)));
+            if left == Some(0) {
+                return Err(ConnError::Connection("connection timed out".to_owned()));
+            }
+            let woken = proc::wait(Some(interest), left);
+            proc::check_interrupts();
+            if !woken.socket {
+                continue;
+            }
+            // SAFETY: as above.
+            match unsafe { pq::PQconnectPoll(self.raw) } {
+                pq::PostgresPollingStatusType::PGRES_POLLING_READING => write = false,
+                pq::PostgresPollingStatusType::PGRES_POLLING_WRITING => write = true,
+                pq::PostgresPollingStatusType::PGRES_POLLING_OK => return self.set_nonblocking(),
+                _ => return Err(self.error()),
+            }
+        }
+    }
+
+    fn set_nonblocking(&mut self) -> Result<(), ConnError> {
+        // SAFETY: an open connection.
+        if unsafe { pq::PQsetnonblocking(self.raw, 1) } == 0 { Ok(()) } else { Err(self.error()) }
+    }
+
+    /// The socket.
+    pub fn fd(&self) -> i32 {
+        // SAFETY: `raw` lives as long as `self`.
+        unsafe { pq::PQsocket(self.raw) }
+    }
+
+    /// The other server's process that serves this connection.
+    pub fn backend_pid(&self) -> i32 {
+        // SAFETY: as above.
+        unsafe { pq::PQbackendPID(self.raw) }
+    }
+
+    /// The other server's version, 150020 say.
+    pub fn server_version(&self) -> i32 {
+        // SAFETY: as above.
+        unsafe { pq::PQserverVersion(self.raw) }
+    }
+
+    fn error(&self) -> ConnError {
+        // SAFETY: libpq returns a C string owned by the connection.
+        let text = unsafe { CStr::from_ptr(pq::PQerrorMessage(self.raw)) };
+        ConnError::Connection(text.to_string_lossy().trim().to_owned())
+    }
+
+    /// Sends what is buffered; `true` when nothing is left to send.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub fn flush(&mut self) -> Result<bool, ConnError> {
+        // SAFETY: an open connection.
+        match unsafe { pq::PQflush(self.raw) } {
+            0 => Ok(true),
+            1 => Ok(false),
+            _ => Err(self.error()),
+        }
+    }
+
+    /// Takes in what has arrived.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub fn consume(&mut self) -> Result<(), ConnError> {
+        // SAFETY: an open connection.
+        if unsafe { pq::PQconsumeInput(self.raw) } == 1 { Ok(()) } else { Err(self.error()) }
+    }
+
+    fn next_result(&mut self) -> Result<Option<PgResult>, ConnError> {
+        loop {
+            let sent = self.flush()?;
+            // SAFETY: an open connection.
+            if unsafe { pq::PQisBusy(self.raw) } == 0 {
+                break;
+            }
+            proc::wait(Some(Interest { fd: self.fd(), read: true, write: !sent }), None);
+            proc::check_interrupts();
+            self.consume()?;
+        }
+        // SAFETY: not busy, so this does not block.
+        let raw = unsafe { pq::PQgetResult(self.raw) };
+        Ok((!raw.is_null()).then_some(PgResult { raw }))
+    }
+
+    /// Runs one statement with text parameters and returns its rows.
+    ///
+    /// # Errors
+    /// When the connection breaks or the server refuses.
+    pub fn query(&mut self, sql: &str, params: &[&str]) -> Result<Rows, ConnError> {
+        let sql = c(sql)?;
+        let params = params.iter().map(|p| c(p)).collect::<Result<Vec<_>, _>>()?;
+        let pointers: Vec<_> = params.iter().map(|p| p.as_ptr()).collect();
+        // SAFETY: strings outlive the call, which copies them.
+        let sent = unsafe {
+            if params.is_empty() {
+                pq::PQsendQuery(self.raw, sql.as_ptr())
+            } else {
+                pq::PQsendQueryParams(
+                    self.raw,
+                    sql.as_ptr(),
+                    params.len() as i32,
+                    core::ptr::null(),
+                    pointers.as_ptr(),
+                    core::ptr::null(),
+                    core::ptr::null(),
+                    0,
+                )
+            }
+        };
+        if sent == 0 {
+            return Err(self.error());
+        }
+        let mut rows = Vec::new();
+        let mut failure = None;
+        while let Some(result) = self.next_result()? {
+            match result.status() {
+                pq::ExecStatusType::PGRES_TUPLES_OK => rows = result.rows(),
+                pq::ExecStatusType::PGRES_COMMAND_OK
+                | pq::ExecStatusType::PGRES_EMPTY_QUERY => {}
+                _ => failure = failure.or_else(|| Some(result.error())),
+            }
+        }
+        failure.map_or(Ok(rows), Err)
+    }
+
+    /// Runs a statement that begins a COPY of either kind.
+    ///
+    /// # Errors
+    /// When the connection breaks or the server refuses.
+    pub fn start_copy(&mut self, sql: &str) -> Result<(), ConnError> {
+        let sql = c(sql)?;
+        // SAFETY: as in `query`.
+        if unsafe { pq::PQsendQuery(self.raw, sql.as_ptr()) } == 0 {
+            return Err(self.error());
+        }
+        let unexpected = || ConnError::Connection("the server did not begin a COPY".to_owned());
+        let result = self.next_result()?.ok_or_else(unexpected)?;
+        match result.status() {
+            pq::ExecStatusType::PGRES_COPY_BOTH | pq::ExecStatusType::PGRES_COPY_IN => Ok(()),
+            pq::ExecStatusType::PGRES_FATAL_ERROR => Err(result.error()),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Takes the next message of a COPY, if it has arrived.
+    ///
+    /// # Errors
+    /// When the connection breaks or the server ends the COPY with an error.
+    pub fn copy_data(&mut self) -> Result<CopyIn, ConnError> {
+        let mut buffer = core::ptr::null_mut();
+        // SAFETY: libpq allocates the buffer, which is copied and freed at once.
+        let got = unsafe { pq::PQgetCopyData(self.raw, &raw mut buffer, 1) };
+        match got {
+            0 => Ok(CopyIn::WouldBlock),
+            -1 => match self.next_result()? {
+                Some(result) if result.status() == pq::ExecStatusType::PGRES_FATAL_ERROR => {
+                    Err(result.error())
+                }
+                _ => Ok(CopyIn::End),
+            },
+            n if n > 0 => {
+                // SAFETY: `n` bytes are at `buffer`.
+                let data = unsafe {
+                    let data =
+                        core::slice::from_raw_parts(buffer.cast::<u8>(), n as usize).to_vec();
+                    pq::PQfreemem(buffer.cast());
+                    data
+                };
+                Ok(CopyIn::Data(data))
+            }
+            _ => Err(self.error()),
+        }
+    }
+
+    /// Buffers a message of a COPY; [`Self::flush`] sends it.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub fn put_copy_data(&mut self, data: &[u8]) -> Result<(), ConnError> {
+        // SAFETY: libpq copies the bytes.
+        let put = unsafe { pq::PQputCopyData(self.raw, data.as_ptr().cast(), data.len() as i32) };
+        if put == 1 { Ok(()) } else { Err(self.error()) }
+    }
+
+    /// `text` as a quoted identifier, for replication commands, which take no parameters.
+    ///
+    /// # Errors
+    /// When the text is not valid in the connection's encoding.
+    pub fn identifier(&self, text: &str) -> Result<String, ConnError> {
+        let text = c(text)?;
+        // SAFETY: the returned string is libpq's and freed here.
+        unsafe {
+            let quoted =
+                pq::PQescapeIdentifier(self.raw, text.as_ptr(), text.as_bytes().len());
+            if quoted.is_null() {
+                return Err(self.error());
+            }
+            let owned = CStr::from_ptr(quoted).to_string_lossy().into_owned();
+            pq::PQfreemem(quoted.cast());
+            Ok(owned)
+        }
+    }
+}
+
+struct PgResult {
+    raw: *mut pq::PGresult,
+}
+
+impl Drop for PgResult {
+    fn drop(&mut self) {
+        // SAFETY: freed once.
+        unsafe { pq::PQclear(self.raw) }
+    }
+}
+
+impl PgResult {
+    fn status(&self) -> pq::ExecStatusType {
+        // SAFETY: `raw` lives as long as `self`.
+        unsafe { pq::PQresultStatus(self.raw) }
+    }
+
+    fn field(&self, code: u8) -> String {
+        // SAFETY: null or a C string owned by the result.
+        unsafe {
+            let text = pq::PQresultErrorField(self.raw, i32::from(code));
+            if text.is_null() {
+                String::new()
+            } else {
+                CStr::from_ptr(text).to_string_lossy().into_owned()
+            }
+        }
+    }
+
+    fn error(&self) -> ConnError {
+        ConnError::Server {
+            sqlstate: self.field(pq::PG_DIAG_SQLSTATE),
+            message: self.field(pq::PG_DIAG_MESSAGE_PRIMARY),
+            detail: self.field(pq::PG_DIAG_MESSAGE_DETAIL),
+            hint: self.field(pq::PG_DIAG_MESSAGE_HINT),
+        }
+    }
+
+    fn rows(&self) -> Rows {
+        // SAFETY: row and column numbers are within the result's; values are C strings.
+        unsafe {
+            (0..pq::PQntuples(self.raw))
+                .map(|row| {
+                    (0..pq::PQnfields(self.raw))
+                        .map(|column| {
+                            if pq::PQgetisnull(self.raw, row, column) == 1 {
+                                return None;
+                            }
+                            let value = CStr::from_ptr(pq::PQgetvalue(self.raw, row, column));
+                            Some(value.to_string_lossy().into_owned())
+                        })
+                        .collect()
+                })
+                .collect()
+        }
+    }
+}

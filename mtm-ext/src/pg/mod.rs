@@ -1,0 +1,17 @@
+//! The only unsafe code of the project: what PostgreSQL offers, behind safe functions.
+//!
+//! Every `SAFETY:` names the promise of PostgreSQL that is relied on. No other module may use
+//! `unsafe`, and nothing here decides anything about the protocol.
+#![allow(unsafe_code)]
+
+pub mod bgworker;
+pub mod conn;
+pub mod message;
+pub mod pgflags;
+pub mod pipe;
+pub mod plugin;
+pub mod proc;
+pub mod shmem;
+pub mod sys;
+pub mod twophase;
+pub mod xact;

@@ -1,0 +1,58 @@
+//! Flags of the reorder buffer's transactions; what differs between versions stays here.
+
+use pgrx::pg_sys;
+
+const PREPARED: u32 = pg_sys::RBTXN_PREPARE;
+const CLEARED: u32 = pg_sys::RBTXN_PREPARE | pg_sys::RBTXN_SKIPPED_PREPARE;
+
+/// Whether the transaction was rolled back while it was being decoded; rows may be missing.
+///
+/// # Safety
+/// `txn` is a live transaction of a reorder buffer.
+pub unsafe fn was_aborted_concurrently(txn: *mut pg_sys::ReorderBufferTXN) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { (*txn).concurrent_abort }
+}
+
+/// Runs `body` for each subtransaction.
+///
+/// # Safety
+/// As above; `body` must not change the list.
+unsafe fn each_subtransaction(
+    txn: *mut pg_sys::ReorderBufferTXN,
+    body: impl Fn(*mut pg_sys::ReorderBufferTXN),
+) {
+    // SAFETY: `subtxns` is a circular list whose links are the `node` fields of transactions.
+    unsafe {
+        let head = &raw mut (*txn).subtxns.head;
+        let mut node = (*head).next;
+        while !node.is_null() && node != head {
+            let offset = core::mem::offset_of!(pg_sys::ReorderBufferTXN, node);
+            body(node.byte_sub(offset).cast());
+            node = (*node).next;
+        }
+    }
+}
+
+/// Marks subtransactions so that a rollback during decoding is noticed.
+///
+/// # Safety
+/// As [`was_aborted_concurrently`].
+pub unsafe fn mark_subtransactions_prepared(txn: *mut pg_sys::ReorderBufferTXN) {
+    // SAFETY: the caller's promise.
+    unsafe { each_subtransaction(txn, |sub| (*sub).txn_flags |= PREPARED) }
+}
+
+/// Makes the transaction an ordinary one again, whose COMMIT record core will handle.
+///
+/// # Safety
+/// As [`was_aborted_concurrently`].
+pub unsafe fn clear_prepared(txn: *mut pg_sys::ReorderBufferTXN) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        (*txn).txn_flags &= !CLEARED;
+        each_subtransaction(txn, |sub| {
+            (*sub).txn_flags &= !(CLEARED | pg_sys::RBTXN_IS_STREAMED);
+        });
+    }
+}

@@ -1,0 +1,336 @@
+//! The output plugin: announced transactions leave the log while they are still in progress.
+//!
+//! The announcement is a non-transactional message. On it the plugin makes the reorder buffer
+//! replay the transaction as if it had been prepared there (design: "How a transaction commits",
+//! section 1); at the COMMIT record nothing is sent any more, the decision travels between nodes.
+
+use super::pgflags as flags;
+use super::rows::{Encoded, RowEncoder};
+use core::ffi::{CStr, c_char, c_int};
+use mtm_core::{Gid, Lsn};
+use mtm_logrep::announcement::{Announcement, DDL_PREFIX, PREFIX};
+use mtm_logrep::row::RowWriter;
+use mtm_logrep::stream::StreamMessage;
+use pgrx::pg_sys;
+
+/// A piece is sent when it has this many bytes.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// What one walsender's plugin knows; hangs on the decoding context.
+struct Plugin {
+    encoder: RowEncoder,
+    /// The announced transaction being replayed.
+    current: Option<Current>,
+    /// The message being built.
+    buffer: Vec<u8>,
+}
+
+struct Current {
+    gid: Gid,
+    lsn: Lsn,
+    first: bool,
+    failed: bool,
+}
+
+/// Name PostgreSQL looks for in an output plugin's library.
+///
+/// # Safety
+/// Called by PostgreSQL with a callback table to be filled.
+#[unsafe(no_mangle)]
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn _PG_output_plugin_init(callbacks: *mut pg_sys::OutputPluginCallbacks) {
+    // SAFETY: the caller's promise.
+    let callbacks = unsafe { &mut *callbacks };
+    callbacks.startup_cb = Some(startup);
+    callbacks.begin_cb = Some(ignore_begin);
+    callbacks.change_cb = Some(change);
+    callbacks.truncate_cb = Some(truncate);
+    callbacks.commit_cb = Some(ignore_end);
+    callbacks.message_cb = Some(message);
+    callbacks.filter_by_origin_cb = Some(filter_by_origin);
+    callbacks.shutdown_cb = Some(shutdown);
+    callbacks.filter_prepare_cb = Some(filter_prepare);
+    callbacks.begin_prepare_cb = Some(begin_prepare);
+    callbacks.prepare_cb = Some(prepare);
+    callbacks.commit_prepared_cb = Some(ignore_end);
+    callbacks.rollback_prepared_cb = Some(ignore_rollback_prepared);
+}
+
+type Context = *mut pg_sys::LogicalDecodingContext;
+type Txn = *mut pg_sys::ReorderBufferTXN;
+
+/// The plugin of this context.
+///
+/// # Safety
+/// `ctx` went through `startup` and the result is not kept beyond the callback.
+unsafe fn plugin<'a>(ctx: Context) -> &'a mut Plugin {
+    // SAFETY: `startup` stored a leaked box there; callbacks do not overlap, except `message`,
+    // which makes the reorder buffer call others and holds no reference meanwhile.
+    unsafe { &mut *(*ctx).output_plugin_private.cast::<Plugin>() }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn startup(
+    ctx: Context,
+    options: *mut pg_sys::OutputPluginOptions,
+    _is_init: bool,
+) {
+    // SAFETY: PostgreSQL's arguments; the box is freed in `shutdown`.
+    unsafe {
+        (*options).output_type = pg_sys::OutputPluginOutputType::OUTPUT_PLUGIN_BINARY_OUTPUT;
+        (*options).receive_rewrites = false;
+        let binary = crate::guc::BINARY_BASETYPES.get();
+        let plugin = Plugin {
+            encoder: RowEncoder::new((*ctx).context, binary, crate::hook::is_local),
+            current: None,
+            buffer: Vec::with_capacity(1024),
+        };
+        (*ctx).output_plugin_private = Box::into_raw(Box::new(plugin)).cast();
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn shutdown(ctx: Context) {
+    // SAFETY: `startup` stored a leaked box there, freed once.
+    unsafe {
+        let plugin = (*ctx).output_plugin_private.cast::<Plugin>();
+        if !plugin.is_null() {
+            drop(Box::from_raw(plugin));
+            (*ctx).output_plugin_private = core::ptr::null_mut();
+        }
+    }
+}
+
+/// Rows written for other nodes carry their number; ends of transactions carry
+/// `DoNotReplicateId`; what this node does itself carries nothing.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn filter_by_origin(_ctx: Context, origin: pg_sys::RepOriginId) -> bool {
+    origin != 0 && origin != super::xact::DO_NOT_REPLICATE
+}
+
+/// PREPARE records say nothing new: peers' transactions are not ours to send, and users' were
+/// announced before.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn filter_prepare(
+    _ctx: Context,
+    _xid: pg_sys::TransactionId,
+    _gid: *const c_char,
+) -> bool {
+    true
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn ignore_begin(_ctx: Context, _txn: Txn) {}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn ignore_end(_ctx: Context, _txn: Txn, _lsn: pg_sys::XLogRecPtr) {}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn ignore_rollback_prepared(
+    _ctx: Context,
+    _txn: Txn,
+    _end: pg_sys::XLogRecPtr,
+    _time: pg_sys::TimestampTz,
+) {
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn begin_prepare(ctx: Context, _txn: Txn) {
+    // SAFETY: within a callback.
+    unsafe { plugin(ctx) }.encoder.begin_transaction();
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn change(
+    ctx: Context,
+    _txn: Txn,
+    relation: pg_sys::Relation,
+    change: *mut pg_sys::ReorderBufferChange,
+) {
+    // SAFETY: within a callback, with its arguments.
+    unsafe {
+        let plugin = plugin(ctx);
+        if plugin.current.as_ref().is_none_or(|current| current.failed) {
+            return;
+        }
+        match plugin.encoder.encode_change(relation, change, &mut plugin.buffer) {
+            Ok(Encoded::Appended) if plugin.buffer.len() >= PIECE_BYTES => send_piece(ctx, false),
+            Ok(_) => {}
+            Err(error) => send_unshippable(ctx, &error.to_string()),
+        }
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn truncate(
+    ctx: Context,
+    _txn: Txn,
+    n: c_int,
+    relations: *mut pg_sys::Relation,
+    change: *mut pg_sys::ReorderBufferChange,
+) {
+    // SAFETY: within a callback, with its arguments: `n` relations.
+    unsafe {
+        let plugin = plugin(ctx);
+        if plugin.current.as_ref().is_some_and(|current| !current.failed) {
+            let relations = core::slice::from_raw_parts(relations, n as usize);
+            plugin.encoder.encode_truncate(relations, change, &mut plugin.buffer);
+        }
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn prepare(ctx: Context, txn: Txn, _lsn: pg_sys::XLogRecPtr) {
+    // SAFETY: within a callback, with its arguments.
+    unsafe {
+        let Some(current) = &plugin(ctx).current else { return };
+        let (gid, lsn, failed) = (current.gid, current.lsn, current.failed);
+        if failed {
+            return;
+        }
+        if flags::was_aborted_concurrently(txn) {
+            // Rows may be missing: this must never be prepared.
+            send_unavailable(ctx, gid, lsn);
+        } else {
+            send_piece(ctx, true);
+        }
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn message(
+    ctx: Context,
+    txn: Txn,
+    lsn: pg_sys::XLogRecPtr,
+    transactional: bool,
+    prefix: *const c_char,
+    size: usize,
+    content: *const c_char,
+) {
+    // SAFETY: within a callback, with its arguments: a C string and `size` bytes.
+    unsafe {
+        let prefix = CStr::from_ptr(prefix).to_bytes();
+        let content = core::slice::from_raw_parts(content.cast::<u8>(), size);
+        if transactional && prefix == DDL_PREFIX.as_bytes() {
+            let plugin = plugin(ctx);
+            if plugin.current.as_ref().is_some_and(|current| !current.failed) {
+                RowWriter::new(&mut plugin.buffer).ddl(content);
+            }
+        } else if !transactional && prefix == PREFIX.as_bytes() {
+            match Announcement::decode(content) {
+                Ok(announcement) => replay(ctx, txn, lsn, &announcement),
+                Err(error) => pgrx::error!("malformed announcement in the log: {error}"),
+            }
+        }
+    }
+}
+
+/// Replays an announced transaction as if it were prepared here.
+///
+/// # Safety
+/// Within the message callback.
+unsafe fn replay(ctx: Context, txn: Txn, lsn: pg_sys::XLogRecPtr, announced: &Announcement) {
+    let gid = announced.gid;
+    let xid = pg_sys::TransactionId::from(gid.xid.0 as u32);
+    if crate::pg::shmem::header().me() != Some(gid.origin) {
+        return; // written before this data directory became another node
+    }
+    // SAFETY: within the message callback; `txn` is the announcing transaction. The reorder
+    // buffer calls begin_prepare, change, message, truncate and prepare on the way.
+    unsafe {
+        if txn.is_null() || (*txn).xid != xid {
+            pgrx::error!("announcement of {gid} in transaction {:?}", txn.as_ref().map(|t| t.xid));
+        }
+        let reorder = (*ctx).reorder;
+        for child in &announced.children {
+            let child = pg_sys::TransactionId::from(*child);
+            pg_sys::ReorderBufferCommitChild(reorder, xid, child, lsn, lsn);
+        }
+        if !pg_sys::TransactionIdIsInProgress(xid) && !pg_sys::TransactionIdDidCommit(xid) {
+            send_unavailable(ctx, gid, Lsn(lsn));
+            return;
+        }
+        let context = pg_sys::CurrentMemoryContext;
+        let now = pg_sys::GetCurrentTimestamp();
+        if !pg_sys::ReorderBufferRememberPrepareInfo(reorder, xid, lsn, lsn, now, 0, 0) {
+            return;
+        }
+        flags::mark_subtransactions_prepared(txn);
+        start_piece(ctx, gid, Lsn(lsn));
+        let text = std::ffi::CString::new(gid.to_string()).expect("a gid has no zero byte");
+        pg_sys::ReorderBufferPrepare(reorder, xid, text.as_ptr().cast_mut());
+        let plugin = plugin(ctx);
+        plugin.current = None;
+        plugin.buffer.clear();
+        flags::clear_prepared(txn);
+        pg_sys::CurrentMemoryContext = context;
+    }
+}
+
+/// # Safety
+/// Within a callback.
+unsafe fn start_piece(ctx: Context, gid: Gid, lsn: Lsn) {
+    // SAFETY: the caller's promise.
+    let plugin = unsafe { plugin(ctx) };
+    plugin.current = Some(Current { gid, lsn, first: true, failed: false });
+    plugin.buffer.clear();
+    let head = StreamMessage::Piece { gid, lsn, first: true, last: false, payload: &[] };
+    head.encode(&mut plugin.buffer);
+}
+
+/// Offset of the flags in the header that `start_piece` and `send_piece` write.
+const FLAGS_AT: usize = 1 + 17 + 8;
+
+/// Sends what is buffered and begins the next piece.
+///
+/// # Safety
+/// Within a callback, with a current transaction.
+unsafe fn send_piece(ctx: Context, last: bool) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let plugin = plugin(ctx);
+        let Some(current) = &mut plugin.current else { return };
+        let (gid, lsn, first) = (current.gid, current.lsn, current.first);
+        current.first = false;
+        let mut head = Vec::with_capacity(FLAGS_AT + 1);
+        StreamMessage::Piece { gid, lsn, first, last, payload: &[] }.encode(&mut head);
+        plugin.buffer[FLAGS_AT] = head[FLAGS_AT];
+        write(ctx, &plugin.buffer);
+        plugin.buffer.truncate(FLAGS_AT + 1);
+    }
+}
+
+/// # Safety
+/// Within a callback.
+unsafe fn send_unavailable(ctx: Context, gid: Gid, lsn: Lsn) {
+    let mut bytes = Vec::new();
+    StreamMessage::Unavailable { gid, lsn }.encode(&mut bytes);
+    // SAFETY: the caller's promise.
+    unsafe { write(ctx, &bytes) }
+}
+
+/// # Safety
+/// Within a callback, with a current transaction.
+unsafe fn send_unshippable(ctx: Context, why: &str) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let Some(current) = &mut plugin(ctx).current else { return };
+        current.failed = true;
+        let mut bytes = Vec::new();
+        StreamMessage::Unshippable { gid: current.gid, lsn: current.lsn, why }.encode(&mut bytes);
+        write(ctx, &bytes);
+    }
+}
+
+/// Sends one message of the stream.
+///
+/// # Safety
+/// Within a callback.
+unsafe fn write(ctx: Context, bytes: &[u8]) {
+    // SAFETY: the caller's promise; the bytes are copied into the context's buffer.
+    unsafe {
+        pg_sys::OutputPluginPrepareWrite(ctx, true);
+        pg_sys::appendBinaryStringInfo((*ctx).out, bytes.as_ptr().cast(), bytes.len() as c_int);
+        pg_sys::OutputPluginWrite(ctx, true);
+    }
+}

@@ -1,0 +1,512 @@
+//! Shared memory: its layout, its locks, and safe access to it.
+//!
+//! | lock           | guards                                             | held for |
+//! |----------------|----------------------------------------------------|----------|
+//! | `CONFIG`       | `Header::conninfo`, `Header::reason`               | copies   |
+//! | `COORDINATORS` | the slots of transactions of this node             | one step |
+//! | `PARTICIPANTS` | the table of transactions of other nodes           | one step |
+//! | `WORKERS`      | the slots of apply workers                         | one step |
+//! | `RING + i`     | the producing side of the ring to node `i + 1`     | one push |
+//!
+//! Everything else in the header is atomic. No lock is taken while another is held, and nothing
+//! inside a locked section can raise an ERROR.
+
+use super::proc::{self, NO_PROC, ProcNo};
+use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use mtm_core::{GenNum, Gid, Lsn, MAX_NODES, NodeId, NodeSet};
+use mtm_dmq::ring::Ring;
+use mtm_node::message::MAX_TEXT;
+use mtm_node::table::{Slot, Table};
+use mtm_paxos::commit::{Coordinator, Participant};
+use pgrx::pg_sys;
+
+const NODES: usize = MAX_NODES as usize;
+const RING_BYTES: usize = 256 * 1024;
+/// Longest conninfo that fits, in bytes.
+pub const MAX_CONNINFO: usize = 1024;
+const TRANCHE: &core::ffi::CStr = c"multimaster";
+
+const CONFIG: usize = 0;
+const COORDINATORS: usize = 1;
+const PARTICIPANTS: usize = 2;
+const WORKERS: usize = 3;
+const RING: usize = 4;
+const LOCKS: usize = RING + NODES;
+
+/// Text of bounded length.
+#[derive(Clone, Copy)]
+pub struct Text<const N: usize> {
+    len: u16,
+    bytes: [u8; N],
+}
+
+impl<const N: usize> Text<N> {
+    /// No text.
+    pub const EMPTY: Self = Self { len: 0, bytes: [0; N] };
+
+    /// The longest prefix of `text` that fits and ends at a character.
+    pub fn new(text: &str) -> Self {
+        let mut end = text.len().min(N);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        let mut bytes = [0; N];
+        bytes[..end].copy_from_slice(&text.as_bytes()[..end]);
+        Self { len: end as u16, bytes }
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        core::str::from_utf8(&self.bytes[..usize::from(self.len)]).unwrap_or_default()
+    }
+}
+
+/// A member's refusal, as it came.
+#[derive(Clone, Copy)]
+pub struct RefusalCopy {
+    /// Who refused.
+    pub from: NodeId,
+    /// Its SQLSTATE.
+    pub sqlstate: [u8; 5],
+    /// Its message.
+    pub message: Text<MAX_TEXT>,
+    /// Its detail.
+    pub detail: Text<MAX_TEXT>,
+}
+
+/// A transaction of this node between its announcement and its end; one per process.
+#[derive(Clone, Copy)]
+pub struct CoordSlot {
+    /// Its machine; `None` when the slot is free.
+    pub coordinator: Option<Coordinator>,
+    /// The first refusal that came.
+    pub refusal: Option<RefusalCopy>,
+    /// Set when it lost a conflict here: against this transaction of another node.
+    pub lost_to: Option<Gid>,
+    /// Each peer's link epoch at the announcement; a change means that messages may be lost.
+    pub epochs: [u32; NODES],
+}
+
+const FREE_COORD: CoordSlot =
+    CoordSlot { coordinator: None, refusal: None, lost_to: None, epochs: [0; NODES] };
+
+/// A transaction of another node.
+#[derive(Clone, Copy)]
+pub struct Part {
+    /// Its machine.
+    pub participant: Participant,
+    /// End of its announcement in its origin's log; `Lsn(0)` if unknown.
+    pub lsn: Lsn,
+    /// The apply worker that has it.
+    pub worker: ProcNo,
+    /// When it got into this state, or when its origin was last asked; monotonic us.
+    pub asked_us: u64,
+}
+
+/// An apply worker.
+#[derive(Clone, Copy)]
+pub struct WorkerSlot {
+    /// Whether the slot is taken.
+    pub used: bool,
+    /// Node whose transactions it applies.
+    pub origin: NodeId,
+    /// Its process once it runs.
+    pub procno: ProcNo,
+    /// Its process' pid once it runs.
+    pub pid: i32,
+    /// Its receiver.
+    pub receiver: ProcNo,
+    /// Segment with its ring.
+    pub segment: u32,
+    /// The transaction it has.
+    pub gid: Option<Gid>,
+    /// Transactions handed to it and finished by it.
+    pub handed: u64,
+    /// See `handed`.
+    pub done: u64,
+}
+
+const FREE_WORKER: WorkerSlot = WorkerSlot {
+    used: false,
+    origin: match NodeId::new(1) {
+        Some(node) => node,
+        None => unreachable!(),
+    },
+    procno: NO_PROC,
+    pid: 0,
+    receiver: NO_PROC,
+    segment: 0,
+    gid: None,
+    handed: 0,
+    done: 0,
+};
+
+/// What is known of a peer.
+pub struct Peer {
+    /// Grows whenever messages from or to the peer may have been lost.
+    pub epoch: AtomicU32,
+    /// When its last message came; monotonic us, 0 if none since the link broke.
+    pub last_heard_us: AtomicU64,
+    /// Backend that receives its messages, 0 if none.
+    pub inbox_pid: AtomicI32,
+    /// Whether our link to it is up.
+    pub link_up: AtomicU32,
+    /// Whether it said that it takes transactions.
+    pub ready: AtomicU32,
+    /// Nodes it said it is connected with.
+    pub connected: AtomicU64,
+    /// Our receiver of its stream.
+    pub receiver_pid: AtomicI32,
+    /// The same receiver's process slot.
+    pub receiver: AtomicI32,
+    /// Whether our receiver streams.
+    pub streaming: AtomicU32,
+    /// Position up to which its stream was received.
+    pub received_lsn: AtomicU64,
+    /// Position up to which everything it announced is finished here.
+    pub finished_lsn: AtomicU64,
+}
+
+/// The fixed part of shared memory.
+pub struct Header {
+    /// 1 when this node belongs to a cluster.
+    pub configured: AtomicU32,
+    /// Number of this node, 0 if none.
+    pub my_id: AtomicU32,
+    /// The replicated database.
+    pub database: AtomicU32,
+    /// Configured nodes.
+    pub nodes: AtomicU64,
+    /// Name of the cluster, drawn at random when it was made.
+    pub cluster_id: AtomicU64,
+    /// Current generation.
+    pub generation: AtomicU64,
+    /// 1 once unfinished work from before the start is known.
+    pub recovered: AtomicU32,
+    /// Grows with every change of the configuration.
+    pub config_version: AtomicU64,
+    /// Processes that others wake.
+    pub monitor: AtomicI32,
+    /// See `monitor`.
+    pub sender: AtomicI32,
+    /// See `monitor`.
+    pub resolver: AtomicI32,
+    /// Peers by `NodeId::index`.
+    pub peers: [Peer; NODES],
+    conninfo: [Text<MAX_CONNINFO>; NODES],
+    reason: Text<512>,
+}
+
+struct Shared {
+    header: *mut Header,
+    coordinators: *mut CoordSlot,
+    n_coordinators: usize,
+    participants: *mut Slot<Part>,
+    n_participants: usize,
+    workers: *mut WorkerSlot,
+    n_workers: usize,
+    rings: *const AtomicU64,
+    locks: *mut pg_sys::LWLockPadded,
+}
+
+static SHARED: AtomicPtr<Shared> = AtomicPtr::new(core::ptr::null_mut());
+
+fn shared() -> &'static Shared {
+    let shared = SHARED.load(Ordering::Relaxed);
+    assert!(!shared.is_null(), "multimaster's shared memory is not there");
+    // SAFETY: set once per server start from a leaked box, before any other process exists.
+    unsafe { &*shared }
+}
+
+/// The fixed part.
+pub fn header() -> &'static Header {
+    // SAFETY: lives in PostgreSQL's main shared memory, which outlives this process; all its
+    // public fields are atomics.
+    unsafe { &*shared().header }
+}
+
+/// A peer's part of the header.
+pub fn peer(node: NodeId) -> &'static Peer {
+    &header().peers[node.index()]
+}
+
+fn sizes() -> (usize, usize, usize) {
+    // SAFETY: plain variables, final when shared memory is requested (15: MaxBackends is set).
+    let (backends, prepared, workers) = unsafe {
+        (
+            pg_sys::MaxBackends as usize,
+            pg_sys::max_prepared_xacts as usize,
+            pg_sys::max_worker_processes as usize,
+        )
+    };
+    let participants = 4 * (prepared + 64) + 16_384;
+    (backends, participants, workers)
+}
+
+const fn align(n: usize) -> usize {
+    (n + 63) & !63
+}
+
+fn ring_words() -> usize {
+    Ring::words_for(RING_BYTES)
+}
+
+fn total() -> usize {
+    let (backends, participants, workers) = sizes();
+    align(size_of::<Header>())
+        + align(backends * size_of::<CoordSlot>())
+        + align(participants * size_of::<Slot<Part>>())
+        + align(workers * size_of::<WorkerSlot>())
+        + align(NODES * ring_words() * 8)
+}
+
+static mut PREVIOUS_REQUEST: pg_sys::shmem_request_hook_type = None;
+static mut PREVIOUS_STARTUP: pg_sys::shmem_startup_hook_type = None;
+
+/// Installs the hooks that ask for shared memory. Only in `_PG_init` under
+/// `shared_preload_libraries`.
+pub fn init() {
+    // SAFETY: _PG_init runs in the single-threaded postmaster; hooks are chained.
+    unsafe {
+        PREVIOUS_REQUEST = pg_sys::shmem_request_hook;
+        pg_sys::shmem_request_hook = Some(request);
+        PREVIOUS_STARTUP = pg_sys::shmem_startup_hook;
+        pg_sys::shmem_startup_hook = Some(startup);
+    }
+}
+
+#[pgrx::pg_guard]
+extern "C-unwind" fn request() {
+    // SAFETY: called by the postmaster at the time when requests are taken.
+    unsafe {
+        if let Some(previous) = PREVIOUS_REQUEST {
+            previous();
+        }
+        pg_sys::RequestAddinShmemSpace(total());
+        pg_sys::RequestNamedLWLockTranche(TRANCHE.as_ptr(), LOCKS as i32);
+    }
+}
+
+#[pgrx::pg_guard]
+extern "C-unwind" fn startup() {
+    // SAFETY: called by the postmaster after shared memory exists; the block is ours alone and
+    // written before any other process is started. AddinShmemInitLock is LWLock 21 of the main
+    // array and serialises such set-up.
+    unsafe {
+        if let Some(previous) = PREVIOUS_STARTUP {
+            previous();
+        }
+        let mut found = false;
+        let start =
+            pg_sys::ShmemInitStruct(TRANCHE.as_ptr(), total(), &raw mut found).cast::<u8>();
+        let (n_coordinators, n_participants, n_workers) = sizes();
+        let header = start.cast::<Header>();
+        let coordinators = start.add(align(size_of::<Header>()));
+        let participants = coordinators.add(align(n_coordinators * size_of::<CoordSlot>()));
+        let workers = participants.add(align(n_participants * size_of::<Slot<Part>>()));
+        let rings = workers.add(align(n_workers * size_of::<WorkerSlot>()));
+        let shared = Shared {
+            header,
+            coordinators: coordinators.cast(),
+            n_coordinators,
+            participants: participants.cast(),
+            n_participants,
+            workers: workers.cast(),
+            n_workers,
+            rings: rings.cast::<AtomicU64>().cast_const(),
+            locks: pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr()),
+        };
+        if !found {
+            format_memory(&shared);
+        }
+        SHARED.store(Box::into_raw(Box::new(shared)), Ordering::Relaxed);
+    }
+}
+
+/// Writes an empty state.
+///
+/// # Safety
+/// The block must be ours alone.
+unsafe fn format_memory(shared: &Shared) {
+    // SAFETY: the pointers cover disjoint parts of one block of `total()` bytes; all-zero bytes
+    // are valid atomics, and everything else is written explicitly.
+    unsafe {
+        core::ptr::write_bytes(shared.header.cast::<u8>(), 0, total());
+        let header = &mut *shared.header;
+        for atomic in [&header.monitor, &header.sender, &header.resolver] {
+            atomic.store(NO_PROC, Ordering::Relaxed);
+        }
+        for peer in &header.peers {
+            peer.receiver.store(NO_PROC, Ordering::Relaxed);
+        }
+        for i in 0..shared.n_coordinators {
+            shared.coordinators.add(i).write(FREE_COORD);
+        }
+        for i in 0..shared.n_participants {
+            shared.participants.add(i).write(Slot::FREE);
+        }
+        for i in 0..shared.n_workers {
+            shared.workers.add(i).write(FREE_WORKER);
+        }
+        for i in 0..NODES {
+            Ring::init(ring_slice(shared, i));
+        }
+    }
+}
+
+fn ring_slice(shared: &Shared, i: usize) -> &'static [AtomicU64] {
+    // SAFETY: NODES rings of ring_words() words each lie behind `rings`.
+    unsafe { core::slice::from_raw_parts(shared.rings.add(i * ring_words()), ring_words()) }
+}
+
+fn locked<R>(lock: usize, exclusive: bool, body: impl FnOnce(&'static Shared) -> R) -> R {
+    let shared = shared();
+    let mode = if exclusive { pg_sys::LWLockMode::LW_EXCLUSIVE } else { pg_sys::LWLockMode::LW_SHARED };
+    // SAFETY: the tranche has LOCKS locks. `body` raises no ERROR, so the release is reached; a
+    // panic of ours becomes an ERROR, whose handling releases all LWLocks.
+    unsafe {
+        let lock = &raw mut (*shared.locks.add(lock)).lock;
+        pg_sys::LWLockAcquire(lock, mode);
+        let result = body(shared);
+        pg_sys::LWLockRelease(lock);
+        result
+    }
+}
+
+/// Slots of this node's announced transactions, under their lock.
+pub struct Coordinators {
+    slots: &'static mut [CoordSlot],
+}
+
+impl Coordinators {
+    /// This process' slot.
+    pub fn mine(&mut self) -> &mut CoordSlot {
+        &mut self.slots[proc::my_procno() as usize]
+    }
+
+    /// The slot of `gid` and the process it belongs to.
+    pub fn find(&mut self, gid: &Gid) -> Option<(ProcNo, &mut CoordSlot)> {
+        let has = |slot: &CoordSlot| slot.coordinator.is_some_and(|c| c.gid() == *gid);
+        let at = self.slots.iter().position(has)?;
+        Some((at as ProcNo, &mut self.slots[at]))
+    }
+
+    /// The slot of this process.
+    pub fn of(&mut self, procno: ProcNo) -> Option<&mut CoordSlot> {
+        self.slots.get_mut(usize::try_from(procno).ok()?)
+    }
+
+    /// Processes with a slot in use.
+    pub fn processes(&self) -> Vec<ProcNo> {
+        let used = |(i, slot): (usize, &CoordSlot)| slot.coordinator.map(|_| i as ProcNo);
+        self.slots.iter().enumerate().filter_map(used).collect()
+    }
+
+    /// Makes this process' slot free.
+    pub fn free_mine(&mut self) {
+        *self.mine() = FREE_COORD;
+    }
+}
+
+/// Runs `body` with this node's announced transactions.
+pub fn coordinators<R>(body: impl FnOnce(&mut Coordinators) -> R) -> R {
+    locked(COORDINATORS, true, |shared| {
+        // SAFETY: the lock is held exclusively and covers all slots.
+        let slots = unsafe {
+            core::slice::from_raw_parts_mut(shared.coordinators, shared.n_coordinators)
+        };
+        body(&mut Coordinators { slots })
+    })
+}
+
+/// Runs `body` with the table of other nodes' transactions.
+pub fn participants<R>(body: impl FnOnce(&mut Table<'_, Part>) -> R) -> R {
+    locked(PARTICIPANTS, true, |shared| {
+        // SAFETY: the lock is held exclusively and covers all slots.
+        let slots = unsafe {
+            core::slice::from_raw_parts_mut(shared.participants, shared.n_participants)
+        };
+        body(&mut Table::new(slots))
+    })
+}
+
+/// Places in the table of participants.
+pub fn participant_capacity() -> usize {
+    shared().n_participants
+}
+
+/// Runs `body` with the slots of apply workers.
+pub fn workers<R>(body: impl FnOnce(&mut [WorkerSlot]) -> R) -> R {
+    locked(WORKERS, true, |shared| {
+        // SAFETY: the lock is held exclusively and covers all slots.
+        body(unsafe { core::slice::from_raw_parts_mut(shared.workers, shared.n_workers) })
+    })
+}
+
+/// A free apply worker's slot.
+pub const fn free_worker() -> WorkerSlot {
+    FREE_WORKER
+}
+
+/// Runs `body` with the ring to `node`, as its only producer.
+pub fn produce<R>(node: NodeId, body: impl FnOnce(&Ring<'_>) -> R) -> R {
+    locked(RING + node.index(), true, |_| body(&ring(node)))
+}
+
+/// The ring to `node`, for its only consumer.
+pub fn ring(node: NodeId) -> Ring<'static> {
+    Ring::attach(ring_slice(shared(), node.index())).expect("the ring was made at server start")
+}
+
+/// Copies out a node's connection string; empty if there is none.
+pub fn conninfo(node: NodeId) -> String {
+    // SAFETY: guarded by CONFIG, held shared.
+    let copy = locked(CONFIG, false, |s| unsafe { (*s.header).conninfo[node.index()] });
+    copy.as_str().to_owned()
+}
+
+/// Sets a node's connection string.
+pub fn set_conninfo(node: NodeId, text: &str) {
+    let copy = Text::new(text);
+    // SAFETY: guarded by CONFIG, held exclusively.
+    locked(CONFIG, true, |s| unsafe { (*s.header).conninfo[node.index()] = copy });
+}
+
+/// Why the node is in its state, for people; empty if there is nothing to say.
+pub fn reason() -> String {
+    // SAFETY: guarded by CONFIG, held shared.
+    let copy = locked(CONFIG, false, |s| unsafe { (*s.header).reason });
+    copy.as_str().to_owned()
+}
+
+/// Sets what [`reason`] returns.
+pub fn set_reason(text: &str) {
+    let copy = Text::new(text);
+    // SAFETY: guarded by CONFIG, held exclusively.
+    locked(CONFIG, true, |s| unsafe { (*s.header).reason = copy });
+}
+
+impl Header {
+    /// This node's number, if it belongs to a cluster.
+    pub fn me(&self) -> Option<NodeId> {
+        if self.configured.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        NodeId::new(self.my_id.load(Ordering::Relaxed) as u8)
+    }
+
+    /// Configured nodes.
+    pub fn configured_nodes(&self) -> NodeSet {
+        NodeSet::from_bits(self.nodes.load(Ordering::Acquire)).unwrap_or_default()
+    }
+
+    /// Current generation.
+    pub fn current_generation(&self) -> GenNum {
+        GenNum(self.generation.load(Ordering::Acquire))
+    }
+
+    /// Configured nodes other than this one.
+    pub fn peers_set(&self) -> NodeSet {
+        self.me().map_or(NodeSet::EMPTY, |me| self.configured_nodes().without(me))
+    }
+}

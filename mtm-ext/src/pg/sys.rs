@@ -1,0 +1,48 @@
+//! PostgreSQL functions that pgrx does not bind, as their headers declare them.
+
+use core::ffi::{c_char, c_int};
+use pgrx::pg_sys;
+use pgrx::prelude::pg_guard;
+
+#[pg_guard]
+unsafe extern "C-unwind" {
+    /// `replication/message.h` (15 and 16).
+    pub fn LogLogicalMessage(
+        prefix: *const c_char,
+        message: *const c_char,
+        size: usize,
+        transactional: bool,
+    ) -> pg_sys::XLogRecPtr;
+
+    /// `access/twophase.h`.
+    pub fn FinishPreparedTransaction(gid: *const c_char, is_commit: bool);
+
+    /// `storage/predicate.h`.
+    pub fn PreCommit_CheckForSerializationFailure();
+
+    /// `commands/async.h`.
+    pub fn AtPrepare_Notify();
+
+    /// `libpq/libpq.h`.
+    pub fn pq_startmsgread();
+    /// `libpq/libpq.h`.
+    pub fn pq_getbyte() -> c_int;
+    /// `libpq/libpq.h`.
+    pub fn pq_getmessage(s: pg_sys::StringInfo, maxlen: c_int) -> c_int;
+}
+
+/// `libpq/libpq.h`: the methods of the client connection.
+#[repr(C)]
+pub struct PQcommMethods {
+    pub comm_reset: Option<unsafe extern "C-unwind" fn()>,
+    pub flush: Option<unsafe extern "C-unwind" fn() -> c_int>,
+    pub flush_if_writable: Option<unsafe extern "C-unwind" fn() -> c_int>,
+    pub is_send_pending: Option<unsafe extern "C-unwind" fn() -> bool>,
+    pub putmessage: Option<unsafe extern "C-unwind" fn(c_char, *const c_char, usize) -> c_int>,
+    pub putmessage_noblock: Option<unsafe extern "C-unwind" fn(c_char, *const c_char, usize)>,
+}
+
+unsafe extern "C" {
+    /// `libpq/libpq.h`.
+    pub static PqCommMethods: *const PQcommMethods;
+}

@@ -1,0 +1,51 @@
+//! Prepared transactions.
+
+use super::sys;
+use pgrx::pg_sys;
+use std::ffi::CString;
+
+/// Begins a transaction block in a worker.
+pub fn begin() {
+    // SAFETY: as PostgreSQL's apply worker begins the transaction it will prepare: outside a
+    // transaction, in a process with a database.
+    unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+        pg_sys::BeginTransactionBlock();
+        pg_sys::CommitTransactionCommand();
+        pg_sys::StartTransactionCommand();
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+    }
+}
+
+/// Ends the transaction that [`begin`] began with a durable PREPARE.
+pub fn prepare(gid: &str) {
+    let gid = CString::new(gid).expect("a gid has no zero byte");
+    // SAFETY: inside the block; the string is copied by PrepareTransactionBlock.
+    unsafe {
+        if pg_sys::ActiveSnapshotSet() {
+            pg_sys::PopActiveSnapshot();
+        }
+        let copy = pg_sys::MemoryContextStrdup(pg_sys::TopTransactionContext, gid.as_ptr());
+        pg_sys::PrepareTransactionBlock(copy);
+        pg_sys::CommitTransactionCommand();
+    }
+}
+
+/// COMMIT PREPARED or ROLLBACK PREPARED in a transaction of its own.
+pub fn finish(gid: &str, commit: bool) {
+    let gid = CString::new(gid).expect("a gid has no zero byte");
+    // SAFETY: outside a transaction, in a process with a database, as superuser.
+    unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+        sys::FinishPreparedTransaction(gid.as_ptr(), commit);
+        pg_sys::CommitTransactionCommand();
+    }
+}
+
+/// Rolls back whatever is open.
+pub fn abort() {
+    // SAFETY: the usual way out after an ERROR.
+    unsafe { pg_sys::AbortOutOfAnyTransaction() }
+}

@@ -1,0 +1,285 @@
+//! Transactions: callbacks, what a transaction has done, and its commit record.
+
+use super::sys;
+use core::cell::Cell;
+use core::ffi::c_void;
+use core::sync::atomic::{AtomicBool, Ordering};
+use mtm_core::{Lsn, Xid};
+use pgrx::pg_sys;
+
+use crate::hook::commit;
+
+// Processes of PostgreSQL have one thread; thread-locals are process state without unsafe.
+thread_local! {
+    static REPLICABLE: Cell<bool> = const { Cell::new(false) };
+    static SAVED_SYNCHRONOUS_COMMIT: Cell<Option<i32>> = const { Cell::new(None) };
+    static MARKED: Cell<bool> = const { Cell::new(false) };
+    static HELD: Cell<bool> = const { Cell::new(false) };
+}
+
+static APPLYING: AtomicBool = AtomicBool::new(false);
+
+/// Installs the callbacks. Only in `_PG_init` under `shared_preload_libraries`: callbacks run
+/// last-registered-first, so ours runs after those of libraries that are loaded later.
+pub fn init() {
+    // SAFETY: _PG_init runs in the single-threaded postmaster; the callbacks live for ever.
+    unsafe {
+        pg_sys::RegisterXactCallback(Some(xact_event), core::ptr::null_mut());
+        pg_sys::RegisterResourceReleaseCallback(Some(resources_released), core::ptr::null_mut());
+    }
+}
+
+#[pgrx::pg_guard]
+extern "C-unwind" fn xact_event(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
+    match event {
+        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT => commit::pre_commit(),
+        pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => commit::pre_prepare(),
+        pg_sys::XactEvent::XACT_EVENT_COMMIT => {
+            unmark_commit_record();
+            commit::committed();
+            REPLICABLE.set(false);
+        }
+        pg_sys::XactEvent::XACT_EVENT_PREPARE | pg_sys::XactEvent::XACT_EVENT_ABORT => {
+            unmark_commit_record();
+            commit::ended();
+            REPLICABLE.set(false);
+        }
+        _ => {}
+    }
+}
+
+#[pgrx::pg_guard]
+extern "C-unwind" fn resources_released(
+    phase: pg_sys::ResourceReleasePhase::Type,
+    is_commit: bool,
+    is_top_level: bool,
+    _arg: *mut c_void,
+) {
+    let last = phase == pg_sys::ResourceReleasePhase::RESOURCE_RELEASE_AFTER_LOCKS;
+    if last && is_commit && is_top_level {
+        commit::locks_released();
+    }
+}
+
+/// Marks this process as one that applies other nodes' transactions: it announces nothing.
+pub fn set_applying() {
+    APPLYING.store(true, Ordering::Relaxed);
+}
+
+/// Whether this process is one whose transactions may be announced at all.
+pub fn is_ordinary_process() -> bool {
+    // SAFETY: plain variables of this process.
+    unsafe {
+        !APPLYING.load(Ordering::Relaxed)
+            && !pg_sys::am_walsender
+            && pg_sys::ParallelWorkerNumber < 0
+            && pg_sys::MyBackendType != pg_sys::BackendType::B_AUTOVAC_WORKER
+            && !pg_sys::MyProc.is_null()
+    }
+}
+
+/// The database of this session, `0` if none.
+pub fn my_database() -> u32 {
+    // SAFETY: a plain variable of this process.
+    unsafe { pg_sys::MyDatabaseId.to_u32() }
+}
+
+/// The session's `application_name`.
+pub fn application_name() -> String {
+    // SAFETY: a GUC string variable: null or a C string that lives until the next assignment.
+    unsafe {
+        let name = pg_sys::application_name;
+        if name.is_null() {
+            return String::new();
+        }
+        core::ffi::CStr::from_ptr(name).to_string_lossy().into_owned()
+    }
+}
+
+/// The transaction's 64-bit number, if it has one.
+pub fn full_xid() -> Option<Xid> {
+    // SAFETY: reads the state of this process' transaction.
+    let xid = unsafe { pg_sys::GetTopFullTransactionIdIfAny() }.value;
+    (xid != 0).then_some(Xid(xid))
+}
+
+/// The transaction's committed subtransactions.
+pub fn committed_children() -> Vec<u32> {
+    let mut children = core::ptr::null_mut();
+    // SAFETY: returns a count and a pointer to so many elements that live until the transaction's
+    // state changes; they are copied at once.
+    unsafe {
+        let n = pg_sys::xactGetCommittedChildren(&raw mut children);
+        (0..n as usize).map(|i| (*children.add(i)).into_inner()).collect()
+    }
+}
+
+/// Notes that the running transaction did something that peers must do too and that shows in no
+/// row lock: DDL, TRUNCATE.
+pub fn mark_replicable() {
+    REPLICABLE.set(true);
+}
+
+/// Whether [`mark_replicable`] was called in this transaction.
+pub fn is_marked_replicable() -> bool {
+    REPLICABLE.get()
+}
+
+/// User relations of this database on which the transaction holds the lock that INSERT, UPDATE,
+/// DELETE, MERGE and COPY FROM take and keep to the end, whoever issued them.
+pub fn row_locked_relations() -> Vec<pg_sys::Oid> {
+    let mut relations = Vec::new();
+    // SAFETY: GetLockMethodLocalHash is this process' table of held locks; it is scanned to its
+    // end and nothing in the loop takes locks.
+    unsafe {
+        let mut status = pg_sys::HASH_SEQ_STATUS::default();
+        pg_sys::hash_seq_init(&raw mut status, pg_sys::GetLockMethodLocalHash());
+        loop {
+            let lock = pg_sys::hash_seq_search(&raw mut status).cast::<pg_sys::LOCALLOCK>();
+            let Some(lock) = lock.as_ref() else { break };
+            let tag = &lock.tag.lock;
+            let is_relation = u32::from(tag.locktag_type) == pg_sys::LockTagType::LOCKTAG_RELATION;
+            let is_row_lock = lock.tag.mode == pg_sys::RowExclusiveLock as i32 && lock.nLocks > 0;
+            let is_user = tag.locktag_field2 >= pg_sys::FirstNormalObjectId;
+            if is_relation && is_row_lock && is_user && tag.locktag_field1 == my_database() {
+                relations.push(pg_sys::Oid::from(tag.locktag_field2));
+            }
+        }
+    }
+    relations
+}
+
+/// Whether rows of this relation live in the write-ahead log: permanent tables and their
+/// partitions; not sequences, views, temporary or unlogged tables.
+pub fn is_logged_table(relation: pg_sys::Oid) -> bool {
+    // SAFETY: syscache lookups inside a transaction.
+    unsafe {
+        let kind = pg_sys::get_rel_relkind(relation) as u8;
+        pg_sys::get_rel_persistence(relation) as u8 == pg_sys::RELPERSISTENCE_PERMANENT
+            && (kind == pg_sys::RELKIND_RELATION
+                || kind == pg_sys::RELKIND_PARTITIONED_TABLE
+                || kind == pg_sys::RELKIND_MATVIEW)
+    }
+}
+
+/// `PreCommit_CheckForSerializationFailure`: after it, a serializable transaction is safe. Core
+/// calls it again later, which does no harm.
+pub fn check_serializable() {
+    // SAFETY: core calls it at the same place of a commit.
+    unsafe { sys::PreCommit_CheckForSerializationFailure() }
+}
+
+/// Raises what PREPARE TRANSACTION refuses only after our callback.
+pub fn check_preparable() {
+    // SAFETY: reads the state of this process' transaction; AtPrepare_Notify only checks.
+    let (temporary, exported) = unsafe {
+        sys::AtPrepare_Notify();
+        (
+            pg_sys::MyXactFlags & pg_sys::XACT_FLAGS_ACCESSEDTEMPNAMESPACE as i32 != 0,
+            pg_sys::XactHasExportedSnapshots(),
+        )
+    };
+    let what = if temporary {
+        "has operated on temporary objects"
+    } else if exported {
+        "has exported snapshots"
+    } else {
+        return;
+    };
+    pgrx::ereport!(
+        ERROR,
+        pgrx::PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+        format!("cannot PREPARE a transaction that {what}")
+    );
+}
+
+/// Prepares this process for a commit that is decided: no interrupt may break it, its record is
+/// flushed whatever `synchronous_commit` says, and carries our mark and the announcement's end.
+pub fn mark_commit_record(announcement: Lsn) {
+    // SAFETY: variables of this process; every change is undone by `unmark_commit_record` in the
+    // transaction's end callbacks.
+    unsafe {
+        pg_sys::InterruptHoldoffCount += 1;
+        HELD.set(true);
+        let flush = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_LOCAL_FLUSH as i32;
+        if pg_sys::synchronous_commit < flush {
+            SAVED_SYNCHRONOUS_COMMIT.set(Some(pg_sys::synchronous_commit));
+            pg_sys::synchronous_commit = flush;
+        }
+    }
+    mark_origin(announcement);
+}
+
+/// Marks the records that end transactions as ours, for the output plugin.
+pub fn mark_origin(announcement: Lsn) {
+    // SAFETY: variables of this process; with DoNotReplicateId core tracks no progress.
+    unsafe {
+        pg_sys::replorigin_session_origin = DO_NOT_REPLICATE;
+        pg_sys::replorigin_session_origin_lsn = announcement.0;
+        pg_sys::replorigin_session_origin_timestamp = 0;
+    }
+    MARKED.set(true);
+}
+
+/// Tags rows written by this process as `origin`'s, so that they are not sent on.
+pub fn mark_rows_of(origin: mtm_core::NodeId) {
+    // SAFETY: variables of this process; only the number gets into row records.
+    unsafe {
+        pg_sys::replorigin_session_origin = u16::from(origin.get());
+        pg_sys::replorigin_session_origin_lsn = 0;
+    }
+    MARKED.set(true);
+}
+
+/// PostgreSQL's `DoNotReplicateId`.
+pub const DO_NOT_REPLICATE: pg_sys::RepOriginId = pg_sys::RepOriginId::MAX;
+
+/// Undoes the marks.
+pub fn unmark_commit_record() {
+    // SAFETY: variables of this process. An ERROR resets the holdoff count, hence the check;
+    // CommitTransaction and AbortTransaction hold one themselves.
+    unsafe {
+        if HELD.replace(false) && pg_sys::InterruptHoldoffCount > 1 {
+            pg_sys::InterruptHoldoffCount -= 1;
+        }
+        if let Some(level) = SAVED_SYNCHRONOUS_COMMIT.take() {
+            pg_sys::synchronous_commit = level;
+        }
+        if MARKED.replace(false) {
+            pg_sys::replorigin_session_origin = 0;
+            pg_sys::replorigin_session_origin_lsn = 0;
+            pg_sys::replorigin_session_origin_timestamp = 0;
+        }
+    }
+}
+
+/// What the commit log says of a transaction of this node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum XidStatus {
+    /// Running, or prepared by a user.
+    InProgress,
+    /// Committed.
+    Committed,
+    /// Rolled back, or lost in a crash.
+    Aborted,
+}
+
+/// What became of a transaction of this node.
+pub fn status_of(xid: Xid) -> XidStatus {
+    let short = pg_sys::TransactionId::from(xid.0 as u32);
+    // SAFETY: in this order, as everywhere in PostgreSQL: the commit log is written before a
+    // transaction leaves the process array.
+    unsafe {
+        let next = pg_sys::ReadNextFullTransactionId().value;
+        if xid.0 >= next {
+            // Not assigned (yet): it was lost with the log's unflushed end.
+            XidStatus::Aborted
+        } else if pg_sys::TransactionIdIsInProgress(short) {
+            XidStatus::InProgress
+        } else if pg_sys::TransactionIdDidCommit(short) {
+            XidStatus::Committed
+        } else {
+            XidStatus::Aborted
+        }
+    }
+}

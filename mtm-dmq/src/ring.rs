@@ -139,6 +139,14 @@ pub enum Corrupt {
     },
 }
 
+/// How an attempt to take a message ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Popped {
+    Taken,
+    Unwanted,
+    Empty,
+}
+
 /// Position and number of a message; one word, so that both change at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cursor {
@@ -235,7 +243,8 @@ impl<'a> Ring<'a> {
         Ok(Self::over(words))
     }
 
-    fn over(words: &'a [AtomicU64]) -> Self {
+    /// A handle to words that are known to be a ring.
+    pub(crate) fn over(words: &'a [AtomicU64]) -> Self {
         Self { tail: &words[AT_TAIL], head: &words[AT_HEAD], data: &words[AT_DATA..] }
     }
 
@@ -252,6 +261,21 @@ impl<'a> Ring<'a> {
     /// # Errors
     /// As [`push`](Self::push).
     pub fn push_parts(&self, parts: &[&[u8]]) -> Result<(), PushError> {
+        // Release: whoever sees the new cursor sees the message.
+        self.push_publishing(parts, Ordering::Release)
+    }
+
+    /// A push whose bug the checker must find: it publishes without release.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    #[cfg(loom)]
+    #[doc(hidden)]
+    pub fn push_broken(&self, message: &[u8]) -> Result<(), PushError> {
+        self.push_publishing(&[message], Ordering::Relaxed)
+    }
+
+    fn push_publishing(&self, parts: &[&[u8]], publish: Ordering) -> Result<(), PushError> {
         let length = parts.iter().fold(0usize, |sum, part| sum.saturating_add(part.len()));
         let words = 1 + length.div_ceil(WORD);
         if words > self.data.len() {
@@ -273,8 +297,7 @@ impl<'a> Ring<'a> {
             writer.bytes(part);
         }
         writer.flush();
-        // Release: whoever sees this cursor sees the message.
-        self.tail.store(tail.after(words, self.data.len()).pack(), Ordering::Release);
+        self.tail.store(tail.after(words, self.data.len()).pack(), publish);
         Ok(())
     }
 
@@ -284,27 +307,31 @@ impl<'a> Ring<'a> {
     /// # Errors
     /// When the ring is damaged; it then stays as it is, and `into` is of no use.
     pub fn pop(&self, into: &mut Vec<u8>) -> Result<bool, Corrupt> {
+        Ok(self.pop_if(into, |_| true)? == Popped::Taken)
+    }
+
+    /// Takes the oldest message if it is wanted.
+    pub(crate) fn pop_if(
+        &self,
+        into: &mut Vec<u8>,
+        wanted: impl Fn(&[u8]) -> bool,
+    ) -> Result<Popped, Corrupt> {
         loop {
             let head_word = self.head.load(Ordering::Acquire);
-            match self.read(head_word, into) {
-                Ok(None) => return Ok(false),
-                Ok(Some(next)) => {
-                    // Release: the producer may write here only after the bytes were copied.
-                    let taken = self.head.compare_exchange(
-                        head_word,
-                        next.pack(),
-                        Ordering::Release,
-                        Ordering::Relaxed,
-                    );
-                    if taken.is_ok() {
-                        return Ok(true);
-                    }
+            let read = self.read(head_word, into);
+            if let Ok(Some(next)) = read
+                && wanted(into)
+            {
+                // Release: the producer may write here only after the bytes were copied.
+                let (success, failure) = (Ordering::Release, Ordering::Relaxed);
+                if self.head.compare_exchange(head_word, next.pack(), success, failure).is_ok() {
+                    return Ok(Popped::Taken);
                 }
-                // What another consumer has taken meanwhile may look like anything.
-                Err(corrupt) if self.head.load(Ordering::Acquire) == head_word => {
-                    return Err(corrupt);
-                }
-                Err(_) => {}
+                continue;
+            }
+            // What another consumer has taken meanwhile may look like anything.
+            if self.head.load(Ordering::Acquire) == head_word {
+                return read.map(|found| found.map_or(Popped::Empty, |_| Popped::Unwanted));
             }
         }
     }

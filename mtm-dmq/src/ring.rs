@@ -319,19 +319,19 @@ impl<'a> Ring<'a> {
         loop {
             let head_word = self.head.load(Ordering::Acquire);
             let read = self.read(head_word, into);
-            if let Ok(Some(next)) = read
-                && wanted(into)
-            {
-                // Release: the producer may write here only after the bytes were copied.
-                let (success, failure) = (Ordering::Release, Ordering::Relaxed);
-                if self.head.compare_exchange(head_word, next.pack(), success, failure).is_ok() {
-                    return Ok(Popped::Taken);
-                }
-                continue;
-            }
-            // What another consumer has taken meanwhile may look like anything.
-            if self.head.load(Ordering::Acquire) == head_word {
-                return read.map(|found| found.map_or(Popped::Empty, |_| Popped::Unwanted));
+            let (next, outcome) = match read {
+                Ok(None) => return Ok(Popped::Empty),
+                Ok(Some(next)) if wanted(into) => (next.pack(), Ok(Popped::Taken)),
+                Ok(Some(_)) => (head_word, Ok(Popped::Unwanted)),
+                Err(corrupt) => (head_word, Err(corrupt)),
+            };
+            // Release: the producer may write here only after the bytes were copied. A swap that
+            // fails says that another consumer took this message, so what was read may be
+            // anything. A load would not do for that: it may give an old head after the bytes
+            // have been seen to be new.
+            let (success, failure) = (Ordering::Release, Ordering::Relaxed);
+            if self.head.compare_exchange(head_word, next, success, failure).is_ok() {
+                return outcome;
             }
         }
     }
@@ -429,18 +429,12 @@ impl<'a> Ring<'a> {
             let head_word = self.head.load(Ordering::Acquire);
             let tail_word = self.tail.load(Ordering::Acquire);
             let used = self.used(head_word, tail_word);
-            let swapped = match used {
-                Ok(_) => self.head.compare_exchange(
-                    head_word,
-                    tail_word,
-                    Ordering::Release,
-                    Ordering::Relaxed,
-                ),
-                // Two cursors read one after the other need not belong together.
-                Err(_) if self.head.load(Ordering::Acquire) != head_word => continue,
-                Err(corrupt) => return Err(corrupt),
-            };
+            // Two cursors read one after the other need not belong together.
+            let next = if used.is_ok() { tail_word } else { head_word };
+            let (success, failure) = (Ordering::Release, Ordering::Relaxed);
+            let swapped = self.head.compare_exchange(head_word, next, success, failure);
             if swapped.is_ok() {
+                used?;
                 let (head, tail) = (Cursor::unpack(head_word), Cursor::unpack(tail_word));
                 return Ok(tail.count.wrapping_sub(head.count) & COUNT_MASK);
             }

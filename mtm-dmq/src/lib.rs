@@ -1,4 +1,4 @@
-//! Messages between the nodes of a cluster, without I/O, clocks or threads.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 

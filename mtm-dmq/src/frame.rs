@@ -175,18 +175,16 @@ enum Head {
     Incomplete { needed: usize },
 }
 
-/// Checks the frame at the start of `bytes`. Faults that show in a part of the header are found
-/// as soon as that part is there.
+/// Checks the frame at the start of `bytes`. A wrong version or length is found before the rest
+/// is there. Which fault is found does not depend on how the bytes were cut.
 fn decode_head(bytes: &[u8], max_payload: usize) -> Result<Head, FrameError> {
-    let Some((length, rest)) = bytes.split_first_chunk() else {
+    let Some((&[l0, l1, l2, l3, found], rest)) = bytes.split_first_chunk() else {
         return Ok(Head::Incomplete { needed: FRAME_HEADER });
     };
-    let length = u32::from_be_bytes(*length);
-    if let Some(&found) = rest.first()
-        && found != FRAME_VERSION
-    {
+    if found != FRAME_VERSION {
         return Err(FrameError::Version { found });
     }
+    let length = u32::from_be_bytes([l0, l1, l2, l3]);
     if length as usize > max_payload {
         return Err(FrameError::Oversized { length, max: max_payload });
     }
@@ -194,7 +192,7 @@ fn decode_head(bytes: &[u8], max_payload: usize) -> Result<Head, FrameError> {
     if bytes.len() < needed {
         return Ok(Head::Incomplete { needed });
     }
-    let Some((&[_, kind, reserved0, reserved1], rest)) = rest.split_first_chunk() else {
+    let Some((&[kind, reserved0, reserved1], rest)) = rest.split_first_chunk() else {
         return Ok(Head::Incomplete { needed });
     };
     let Some((seq, rest)) = rest.split_first_chunk() else {

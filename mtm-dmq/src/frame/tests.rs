@@ -52,7 +52,7 @@ fn faults_have_names() {
     assert_eq!(named(&sealed(3, 1, 6, 0, b"ab")), FrameError::Truncated { have: 22, needed: 23 });
     assert_eq!(
         named(&sealed(1, 1, 6, 0, b"a")[..4]),
-        FrameError::Truncated { have: 4, needed: 21 }
+        FrameError::Truncated { have: 4, needed: 20 }
     );
     let mut two = encoded(Kind::Message, 0, b"a");
     two.extend_from_slice(b"xy");
@@ -129,6 +129,30 @@ proptest! {
             let _ = decode_frame(chunk);
             reader.feed(chunk);
             while let Ok(Some(_)) = reader.next_frame() {}
+        }
+    }
+
+    #[test]
+    fn faults_do_not_depend_on_chunks(
+        mut bytes in prop::collection::vec(prop_oneof![Just(0), Just(1), any::<u8>()], 0..60),
+        size in 1usize..10,
+    ) {
+        let last = |chunks: &mut dyn Iterator<Item = &[u8]>| {
+            let (mut reader, mut last) = (FrameReader::new(64), Ok(()));
+            for chunk in chunks {
+                reader.feed(chunk);
+                while let Some(found) = reader.next_frame().transpose() {
+                    last = found.map(|_| ());
+                    if last.is_err() {
+                        break;
+                    }
+                }
+            }
+            last
+        };
+        for first in [0u8, 0xff] {
+            bytes.first_mut().into_iter().for_each(|b| *b = first);
+            prop_assert_eq!(last(&mut bytes.chunks(size)), last(&mut [&bytes[..]].into_iter()));
         }
     }
 

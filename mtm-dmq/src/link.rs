@@ -20,146 +20,16 @@ use crate::backoff::Backoff;
 use crate::frame::{FRAME_HEADER, FrameReader, Kind, MAX_PAYLOAD, Span, encode_frame};
 use crate::session::{Accept, Heartbeat, Hello, Reject, Sequence, SessionError, SessionId};
 use mtm_core::wire::Reader;
-use mtm_core::{GenNum, Instant, NodeId, NodeSet};
+use mtm_core::{GenNum, Instant, NodeSet};
 use std::collections::VecDeque;
 
+mod config;
+mod event;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-/// What a link knows and its limits. Times of 0 mean "no limit" unless said otherwise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct LinkConfig {
-    /// The cluster.
-    pub cluster: u64,
-    /// This node.
-    pub from: NodeId,
-    /// The peer.
-    pub to: NodeId,
-    /// Start of this server: unique, and higher for every later start.
-    pub incarnation: u64,
-    /// Seed of the jitter.
-    pub seed: u64,
-    /// Heartbeat interval.
-    pub send_interval_us: u64,
-    /// How long the peer may be silent; it echoes heartbeats, so not less than some of their
-    /// intervals.
-    pub recv_timeout_us: u64,
-    /// How long connecting may take.
-    pub connect_timeout_us: u64,
-    /// How long the peer may take to accept.
-    pub handshake_timeout_us: u64,
-    /// Shortest delay before connecting again.
-    pub backoff_min_us: u64,
-    /// Longest delay before connecting again.
-    pub backoff_max_us: u64,
-    /// How many bytes of messages, framed, may wait.
-    pub queue_bytes: usize,
-    /// [`Link::poll_transmit`] adds no message when it has already given so many bytes.
-    pub transmit_bytes: usize,
-}
-
-impl LinkConfig {
-    /// A configuration with the usual times: heartbeats every 200 ms, two seconds of silence,
-    /// delays of 50 ms to 2 s, and a queue of 4 MiB.
-    pub const fn new(cluster: u64, from: NodeId, to: NodeId, incarnation: u64, seed: u64) -> Self {
-        Self {
-            cluster,
-            from,
-            to,
-            incarnation,
-            seed,
-            send_interval_us: 200_000,
-            recv_timeout_us: 2_000_000,
-            connect_timeout_us: 10_000_000,
-            handshake_timeout_us: 10_000_000,
-            backoff_min_us: 50_000,
-            backoff_max_us: 2_000_000,
-            queue_bytes: 4 << 20,
-            transmit_bytes: 64 << 10,
-        }
-    }
-}
-
-/// A message was not queued.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum QueueFull {
-    /// No room now.
-    #[error("queue to the peer is full: {needed} bytes needed, {free} free")]
-    Full {
-        /// Bytes that the message takes with its frame.
-        needed: usize,
-        /// Bytes free now.
-        free: usize,
-    },
-    /// No room ever.
-    #[error("message of {length} bytes, at most {max} are allowed")]
-    TooLarge {
-        /// Length of the message.
-        length: usize,
-        /// Longest allowed.
-        max: usize,
-    },
-}
-
-/// Why a link went down or did not come up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DownReason {
-    /// The driver could not connect.
-    #[error("could not connect")]
-    ConnectFailed,
-    /// Connecting took too long.
-    #[error("connecting took longer than {after_us} us")]
-    ConnectTimeout {
-        /// The limit.
-        after_us: u64,
-    },
-    /// The connection was closed.
-    #[error("connection closed")]
-    Closed,
-    /// The session failed.
-    #[error(transparent)]
-    Session(#[from] SessionError),
-}
-
-/// What happened on a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LinkEvent {
-    /// Connect now; answer with [`Link::handle_connected`] or [`Link::handle_closed`].
-    Connect,
-    /// The session is open: what waits is sent now. Ask again whatever is unanswered.
-    Up {
-        /// Start of the peer's server.
-        incarnation: u64,
-    },
-    /// The session is over, or an attempt has failed: close the connection if there is one.
-    Down {
-        /// Why.
-        reason: DownReason,
-        /// When the next attempt comes.
-        retry_at: Instant,
-        /// Attempts in a row that have come to nothing.
-        failures: u32,
-    },
-    /// The queue was full and a message was refused, for the first time since it had room.
-    Overflow {
-        /// Bytes waiting.
-        queued: usize,
-    },
-    /// The peer's server is another start than before; what waited for the old one is gone.
-    PeerRestarted {
-        /// The start now.
-        incarnation: u64,
-        /// Messages dropped.
-        dropped: usize,
-    },
-    /// The peer has answered a heartbeat.
-    Echo {
-        /// Time from heartbeat to answer.
-        round_trip_us: u64,
-    },
-}
+pub use config::LinkConfig;
+pub use event::{DownReason, LinkEvent, QueueFull};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {

@@ -37,8 +37,13 @@
 use crate::sync::{AtomicU64, Ordering};
 use core::fmt;
 
+mod error;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod words;
+
+pub use error::{Corrupt, PushError, RingError};
+use words::WordWriter;
 
 /// "mtmring" and the version of the layout.
 const MAGIC: u64 = u64::from_be_bytes(*b"mtmring\x01");
@@ -57,87 +62,6 @@ const COUNT_MASK: u64 = (1 << (u64::BITS - POSITION_BITS)) - 1;
 /// One header word and eight bytes.
 const MIN_CAPACITY: usize = 2;
 const MAX_CAPACITY: usize = 1 << (POSITION_BITS - 1);
-
-/// Why words are no ring that this code can use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum RingError {
-    /// The words were never formatted as a ring.
-    #[error("not a message ring")]
-    NotARing,
-    /// Another version of the layout.
-    #[error("message ring has layout version {found}, this program knows {known}")]
-    Version {
-        /// The version in the words.
-        found: u8,
-        /// The version of this code.
-        known: u8,
-    },
-    /// The ring was formatted in a slice of another length.
-    #[error("message ring of {words} words was formatted for {formatted}")]
-    Size {
-        /// Length of the slice.
-        words: usize,
-        /// Length that the ring was formatted for.
-        formatted: u64,
-    },
-}
-
-/// Why a message was not pushed. Nothing has changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum PushError {
-    /// No room now; there will be when the consumer has taken messages.
-    #[error("message ring is full: {needed} bytes needed, {free} free")]
-    Full {
-        /// Bytes that the message takes, with header and padding.
-        needed: usize,
-        /// Bytes free now.
-        free: usize,
-    },
-    /// No room ever.
-    #[error("message takes {needed} bytes, the ring has {capacity}")]
-    TooLarge {
-        /// Bytes that the message takes, with header and padding.
-        needed: usize,
-        /// Bytes that the ring has.
-        capacity: usize,
-    },
-    /// The ring is damaged.
-    #[error(transparent)]
-    Corrupt(#[from] Corrupt),
-}
-
-/// What the ring holds was not written by a producer that kept the rules: someone else wrote
-/// into these words, or two producers did at once. Only `Ring::init` mends it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Corrupt {
-    /// The cursors cannot belong together.
-    #[error("message ring is corrupt: impossible cursors {head:#x} and {tail:#x}")]
-    Cursors {
-        /// Where the consumer is.
-        head: u64,
-        /// Where the producer is.
-        tail: u64,
-    },
-    /// A message is longer than what was pushed.
-    #[error("message ring is corrupt: message of {length} bytes with {used} bytes in the ring")]
-    Length {
-        /// Length in the message's header.
-        length: u32,
-        /// Bytes between the cursors.
-        used: usize,
-    },
-    /// A message has the wrong number.
-    #[error("message ring is corrupt: message {found} where {expected} should be")]
-    Number {
-        /// Low half of the number that is next.
-        expected: u32,
-        /// What the header says.
-        found: u32,
-    },
-}
 
 /// How an attempt to take a message ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -449,55 +373,5 @@ impl fmt::Debug for Ring<'_> {
             .field("pushed", &self.pushed())
             .field("popped", &self.popped())
             .finish_non_exhaustive()
-    }
-}
-
-/// Writes bytes into consecutive words of the ring, over its end if need be.
-struct WordWriter<'a> {
-    data: &'a [AtomicU64],
-    at: usize,
-    partial: [u8; WORD],
-    filled: usize,
-}
-
-impl<'a> WordWriter<'a> {
-    const fn new(data: &'a [AtomicU64], position: usize) -> Self {
-        Self { data, at: position % data.len(), partial: [0; WORD], filled: 0 }
-    }
-
-    fn word(&mut self, word: u64) {
-        self.data[self.at].store(word, Ordering::Relaxed);
-        self.at += 1;
-        if self.at == self.data.len() {
-            self.at = 0;
-        }
-    }
-
-    fn bytes(&mut self, mut bytes: &[u8]) {
-        if self.filled > 0 {
-            let (now, later) = bytes.split_at(bytes.len().min(WORD - self.filled));
-            self.partial[self.filled..self.filled + now.len()].copy_from_slice(now);
-            self.filled += now.len();
-            bytes = later;
-            if self.filled < WORD {
-                return;
-            }
-            self.flush();
-        }
-        let (whole, rest) = bytes.as_chunks::<WORD>();
-        for word in whole {
-            self.word(u64::from_ne_bytes(*word));
-        }
-        self.partial[..rest.len()].copy_from_slice(rest);
-        self.filled = rest.len();
-    }
-
-    /// Writes the bytes that do not fill a word, padded with zeros.
-    fn flush(&mut self) {
-        if self.filled > 0 {
-            self.partial[self.filled..].fill(0);
-            self.word(u64::from_ne_bytes(self.partial));
-            self.filled = 0;
-        }
     }
 }

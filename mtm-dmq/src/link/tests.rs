@@ -1,6 +1,7 @@
 use super::*;
 use crate::frame::decode_frame;
 use crate::session::Fault;
+use mtm_core::NodeId;
 
 fn node(n: u8) -> NodeId {
     NodeId::new(n).unwrap()

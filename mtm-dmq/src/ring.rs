@@ -37,8 +37,13 @@
 use crate::sync::{AtomicU64, Ordering};
 use core::fmt;
 
+mod error;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod words;
+
+pub use error::{Corrupt, PushError, RingError};
+use words::WordWriter;
 
 /// "mtmring" and the version of the layout.
 const MAGIC: u64 = u64::from_be_bytes(*b"mtmring\x01");
@@ -58,85 +63,12 @@ const COUNT_MASK: u64 = (1 << (u64::BITS - POSITION_BITS)) - 1;
 const MIN_CAPACITY: usize = 2;
 const MAX_CAPACITY: usize = 1 << (POSITION_BITS - 1);
 
-/// Why words are no ring that this code can use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum RingError {
-    /// The words were never formatted as a ring.
-    #[error("not a message ring")]
-    NotARing,
-    /// Another version of the layout.
-    #[error("message ring has layout version {found}, this program knows {known}")]
-    Version {
-        /// The version in the words.
-        found: u8,
-        /// The version of this code.
-        known: u8,
-    },
-    /// The ring was formatted in a slice of another length.
-    #[error("message ring of {words} words was formatted for {formatted}")]
-    Size {
-        /// Length of the slice.
-        words: usize,
-        /// Length that the ring was formatted for.
-        formatted: u64,
-    },
-}
-
-/// Why a message was not pushed. Nothing has changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum PushError {
-    /// No room now; there will be when the consumer has taken messages.
-    #[error("message ring is full: {needed} bytes needed, {free} free")]
-    Full {
-        /// Bytes that the message takes, with header and padding.
-        needed: usize,
-        /// Bytes free now.
-        free: usize,
-    },
-    /// No room ever.
-    #[error("message takes {needed} bytes, the ring has {capacity}")]
-    TooLarge {
-        /// Bytes that the message takes, with header and padding.
-        needed: usize,
-        /// Bytes that the ring has.
-        capacity: usize,
-    },
-    /// The ring is damaged.
-    #[error(transparent)]
-    Corrupt(#[from] Corrupt),
-}
-
-/// What the ring holds was not written by a producer that kept the rules: someone else wrote
-/// into these words, or two producers did at once. Only `Ring::init` mends it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Corrupt {
-    /// The cursors cannot belong together.
-    #[error("message ring is corrupt: impossible cursors {head:#x} and {tail:#x}")]
-    Cursors {
-        /// Where the consumer is.
-        head: u64,
-        /// Where the producer is.
-        tail: u64,
-    },
-    /// A message is longer than what was pushed.
-    #[error("message ring is corrupt: message of {length} bytes with {used} bytes in the ring")]
-    Length {
-        /// Length in the message's header.
-        length: u32,
-        /// Bytes between the cursors.
-        used: usize,
-    },
-    /// A message has the wrong number.
-    #[error("message ring is corrupt: message {found} where {expected} should be")]
-    Number {
-        /// Low half of the number that is next.
-        expected: u32,
-        /// What the header says.
-        found: u32,
-    },
+/// How an attempt to take a message ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Popped {
+    Taken,
+    Unwanted,
+    Empty,
 }
 
 /// Position and number of a message; one word, so that both change at once.
@@ -235,7 +167,8 @@ impl<'a> Ring<'a> {
         Ok(Self::over(words))
     }
 
-    fn over(words: &'a [AtomicU64]) -> Self {
+    /// A handle to words that are known to be a ring.
+    pub(crate) fn over(words: &'a [AtomicU64]) -> Self {
         Self { tail: &words[AT_TAIL], head: &words[AT_HEAD], data: &words[AT_DATA..] }
     }
 
@@ -252,6 +185,21 @@ impl<'a> Ring<'a> {
     /// # Errors
     /// As [`push`](Self::push).
     pub fn push_parts(&self, parts: &[&[u8]]) -> Result<(), PushError> {
+        // Release: whoever sees the new cursor sees the message.
+        self.push_publishing(parts, Ordering::Release)
+    }
+
+    /// A push whose bug the checker must find: it publishes without release.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    #[cfg(loom)]
+    #[doc(hidden)]
+    pub fn push_broken(&self, message: &[u8]) -> Result<(), PushError> {
+        self.push_publishing(&[message], Ordering::Relaxed)
+    }
+
+    fn push_publishing(&self, parts: &[&[u8]], publish: Ordering) -> Result<(), PushError> {
         let length = parts.iter().fold(0usize, |sum, part| sum.saturating_add(part.len()));
         let words = 1 + length.div_ceil(WORD);
         if words > self.data.len() {
@@ -273,8 +221,7 @@ impl<'a> Ring<'a> {
             writer.bytes(part);
         }
         writer.flush();
-        // Release: whoever sees this cursor sees the message.
-        self.tail.store(tail.after(words, self.data.len()).pack(), Ordering::Release);
+        self.tail.store(tail.after(words, self.data.len()).pack(), publish);
         Ok(())
     }
 
@@ -284,27 +231,31 @@ impl<'a> Ring<'a> {
     /// # Errors
     /// When the ring is damaged; it then stays as it is, and `into` is of no use.
     pub fn pop(&self, into: &mut Vec<u8>) -> Result<bool, Corrupt> {
+        Ok(self.pop_if(into, |_| true)? == Popped::Taken)
+    }
+
+    /// Takes the oldest message if it is wanted.
+    pub(crate) fn pop_if(
+        &self,
+        into: &mut Vec<u8>,
+        wanted: impl Fn(&[u8]) -> bool,
+    ) -> Result<Popped, Corrupt> {
         loop {
             let head_word = self.head.load(Ordering::Acquire);
-            match self.read(head_word, into) {
-                Ok(None) => return Ok(false),
-                Ok(Some(next)) => {
-                    // Release: the producer may write here only after the bytes were copied.
-                    let taken = self.head.compare_exchange(
-                        head_word,
-                        next.pack(),
-                        Ordering::Release,
-                        Ordering::Relaxed,
-                    );
-                    if taken.is_ok() {
-                        return Ok(true);
-                    }
-                }
-                // What another consumer has taken meanwhile may look like anything.
-                Err(corrupt) if self.head.load(Ordering::Acquire) == head_word => {
-                    return Err(corrupt);
-                }
-                Err(_) => {}
+            let read = self.read(head_word, into);
+            let (next, outcome) = match read {
+                Ok(None) => return Ok(Popped::Empty),
+                Ok(Some(next)) if wanted(into) => (next.pack(), Ok(Popped::Taken)),
+                Ok(Some(_)) => (head_word, Ok(Popped::Unwanted)),
+                Err(corrupt) => (head_word, Err(corrupt)),
+            };
+            // Release: the producer may write here only after the bytes were copied. A swap that
+            // fails says that another consumer took this message, so what was read may be
+            // anything. A load would not do for that: it may give an old head after the bytes
+            // have been seen to be new.
+            let (success, failure) = (Ordering::Release, Ordering::Relaxed);
+            if self.head.compare_exchange(head_word, next, success, failure).is_ok() {
+                return outcome;
             }
         }
     }
@@ -402,18 +353,12 @@ impl<'a> Ring<'a> {
             let head_word = self.head.load(Ordering::Acquire);
             let tail_word = self.tail.load(Ordering::Acquire);
             let used = self.used(head_word, tail_word);
-            let swapped = match used {
-                Ok(_) => self.head.compare_exchange(
-                    head_word,
-                    tail_word,
-                    Ordering::Release,
-                    Ordering::Relaxed,
-                ),
-                // Two cursors read one after the other need not belong together.
-                Err(_) if self.head.load(Ordering::Acquire) != head_word => continue,
-                Err(corrupt) => return Err(corrupt),
-            };
+            // Two cursors read one after the other need not belong together.
+            let next = if used.is_ok() { tail_word } else { head_word };
+            let (success, failure) = (Ordering::Release, Ordering::Relaxed);
+            let swapped = self.head.compare_exchange(head_word, next, success, failure);
             if swapped.is_ok() {
+                used?;
                 let (head, tail) = (Cursor::unpack(head_word), Cursor::unpack(tail_word));
                 return Ok(tail.count.wrapping_sub(head.count) & COUNT_MASK);
             }
@@ -428,55 +373,5 @@ impl fmt::Debug for Ring<'_> {
             .field("pushed", &self.pushed())
             .field("popped", &self.popped())
             .finish_non_exhaustive()
-    }
-}
-
-/// Writes bytes into consecutive words of the ring, over its end if need be.
-struct WordWriter<'a> {
-    data: &'a [AtomicU64],
-    at: usize,
-    partial: [u8; WORD],
-    filled: usize,
-}
-
-impl<'a> WordWriter<'a> {
-    const fn new(data: &'a [AtomicU64], position: usize) -> Self {
-        Self { data, at: position % data.len(), partial: [0; WORD], filled: 0 }
-    }
-
-    fn word(&mut self, word: u64) {
-        self.data[self.at].store(word, Ordering::Relaxed);
-        self.at += 1;
-        if self.at == self.data.len() {
-            self.at = 0;
-        }
-    }
-
-    fn bytes(&mut self, mut bytes: &[u8]) {
-        if self.filled > 0 {
-            let (now, later) = bytes.split_at(bytes.len().min(WORD - self.filled));
-            self.partial[self.filled..self.filled + now.len()].copy_from_slice(now);
-            self.filled += now.len();
-            bytes = later;
-            if self.filled < WORD {
-                return;
-            }
-            self.flush();
-        }
-        let (whole, rest) = bytes.as_chunks::<WORD>();
-        for word in whole {
-            self.word(u64::from_ne_bytes(*word));
-        }
-        self.partial[..rest.len()].copy_from_slice(rest);
-        self.filled = rest.len();
-    }
-
-    /// Writes the bytes that do not fill a word, padded with zeros.
-    fn flush(&mut self) {
-        if self.filled > 0 {
-            self.partial[self.filled..].fill(0);
-            self.word(u64::from_ne_bytes(self.partial));
-            self.filled = 0;
-        }
     }
 }

@@ -145,8 +145,8 @@ Crash(a) ==
       wal    == {t \in mine : st[a][t] = "open"} \cup undone
   IN
   /\ Crashes /\ mine \cup undone # {}
-  /\ st'    = [st EXCEPT ![a] = [t \in Txs |-> IF t \in wal THEN "lost"
-                                              ELSE IF t \in gone THEN "refused" ELSE @[t]]]
+  /\ st'    = [st EXCEPT ![a] = TLCEval([t \in Txs |-> IF t \in wal THEN "lost"
+                                              ELSE IF t \in gone THEN "refused" ELSE @[t]])]
   /\ hist'  = [hist EXCEPT ![a] = SelectSeq(@, LAMBDA t : t \notin undone)]
   /\ soft'  = soft \ undone
   /\ phase' = [t \in Txs |-> IF t \in mine THEN "done" ELSE phase[t]]
@@ -154,10 +154,13 @@ Crash(a) ==
   /\ told'  = [t \in Txs |-> IF t \in mine /\ told[t] = "waits" THEN "unknown" ELSE told[t]]
   /\ UNCHANGED <<memVars, genVars, orig, tgen, book, comAt, abDec, checked, forgot, refVars>>
 
+(* What a rollback leaves behind: nothing that anybody may take for a decision. *)
+RolledBack == IF Breaks("RollbackIsNoEvidence") THEN "aborted" ELSE "refused"
+
 (* Behind the fence: restore what can be re-read from WAL as a real prepared transaction, refuse the rest. *)
 Restore(a, t) ==
   /\ a = orig[t] /\ st[a][t] = "lost"
-  /\ st' = [st EXCEPT ![a][t] = IF t \in Restorable /\ ~Breaks("RestoreAll") THEN "prepared" ELSE "refused"]
+  /\ st' = [st EXCEPT ![a][t] = IF t \in Restorable /\ ~Breaks("RestoreAll") THEN "prepared" ELSE RolledBack]
   /\ UNCHANGED <<memVars, genVars, hist, soft, coordVars, book, outVars, checked, forgot, refVars>>
 
 (* Broken: "aborted" in the stream of a restarted origin (its old xid looks aborted) is taken as evidence. *)

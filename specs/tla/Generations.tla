@@ -5,9 +5,9 @@
 (* ever decided in lower ones, because they were ONLINE in the highest one *)
 (* any voter knows of, and its voters promise to leave the others alone.   *)
 (***************************************************************************)
-EXTENDS Commit
+EXTENDS Settlement
 
-NoGen == [st |-> "none", members |-> {}, donors |-> {}, leader |-> None]
+NoGen == [st |-> "none", members |-> {}, donors |-> {}]
 
 (* A generation's number is free, and voters have not voted for it or a higher one. *)
 MayVote(n, g) == vote[n] < g /\ ~Fenced(n)
@@ -25,25 +25,24 @@ DonorsOf(M, V, of) ==
       top   == CHOOSE x \in {of[n] : n \in among} : \A y \in {of[n] : n \in among} : y <= x
   IN  {n \in V \cap M : of[n] = top}
 
-(* The leader is any one donor, fixed at the election: the design's "lowest donor" is one such choice,  *)
-(* and a free choice keeps the nodes symmetric.                                                          *)
 Open(g, M, V, of) ==
   /\ V \cap M # {}
-  /\ \E p \in DonorsOf(M, V, of) :
-       gens' = [gens EXCEPT ![g] = [st |-> "elected", members |-> M,
-                                    donors |-> DonorsOf(M, V, of), leader |-> p]]
+  /\ DonorsOf(M, V, of) # {}
+  /\ gens' = [gens EXCEPT ![g] = [st |-> "elected", members |-> M, donors |-> DonorsOf(M, V, of)]]
 
 Vouch(S, g) == vote' = [n \in Nodes |-> IF n \in S THEN g ELSE vote[n]]
 
 (* A whole election in one step.  Up to three generations this loses nothing: a vote reads only        *)
 (* last[n], which the promise freezes, so the votes for g commute to the last of them; a vote that      *)
 (* elects nothing only forbids later steps; and numbers are taken densely, since only their order       *)
-(* counts.  Longer histories are walked with FineVotes.                                                 *)
+(* counts.  A voter that is no donor and not needed for the majority would be such a vote, too.          *)
+(* Longer histories are walked with FineVotes.                                                           *)
+Frugal(M, V) == \A n \in V \ DonorsOf(M, V, last) : ~Majority(V \ {n})
 ElectAtOnce(g, M, V) ==
   /\ ~FineVotes /\ gens[g].st = "none" /\ \A h \in 1..(g - 1) : Elected(h)
   /\ Planned(g, M, V)
   /\ \A n \in V : MayVote(n, g)
-  /\ LargeEnough(M) /\ Majority(V)
+  /\ LargeEnough(M) /\ Majority(V) /\ V \cap M # {} /\ Frugal(M, V)
   /\ Open(g, M, V, last)
   /\ Vouch(V, g)
   /\ UNCHANGED <<cur, last, ballots, snap, dataVars, coordVars, book, outVars, checked, forgot, refVars>>
@@ -76,14 +75,14 @@ Keeps(n, g) == vote[n] <= g \/ Breaks("Promise")
 (* Node n moves to generation g, under the exclusive generation lock: from here on it prepares and     *)
 (* announces nothing older (the barrier).  Its own transactions that cannot be restored are given up.   *)
 (* A donor writes ParallelSafe and is ONLINE at once; what its WAL says before that record is what      *)
-(* others recover from.  The leader of an older generation closes its books.                            *)
+(* others recover from.                                                                                  *)
 (* A switch of a non-member, or to a generation that the promise forbids, would only end n's part in    *)
 (* the old one; nothing depends on it, so it is left out.                                               *)
 GivesUp(n) == {t \in Own(n) \ Restorable : /\ InBackend(t) /\ Undecided(st[n][t])
                                            /\ ~Breaks("GiveUp")}
 Switch(n, g) ==
   LET dropped == GivesUp(n)
-      st2     == [st EXCEPT ![n] = [t \in Txs |-> IF t \in dropped THEN "refused" ELSE @[t]]]
+      st2     == [st EXCEPT ![n] = TLCEval([t \in Txs |-> IF t \in dropped THEN RolledBack ELSE @[t]])]
       donor   == n \in Donors(g)
   IN
   /\ Elected(g) /\ n \in Members(g) /\ cur[n] < g /\ Keeps(n, g) /\ ~Fenced(n)
@@ -97,9 +96,8 @@ Switch(n, g) ==
   /\ told'  = [t \in Txs |-> IF t \in dropped /\ told[t] = "waits" THEN "unknown" ELSE told[t]]
   /\ last'  = IF donor THEN [last EXCEPT ![n] = g] ELSE last
   /\ snap'  = IF donor THEN [snap EXCEPT ![g][n] = [ok |-> TRUE, hist |-> hist[n], st |-> st2[n]]] ELSE snap
-  /\ book'  = [h \in Gens |-> IF h < g /\ Leader(h) = n
-                              THEN [t \in Txs |-> [book[h][t] EXCEPT !.who = {}]] ELSE book[h]]
-  /\ UNCHANGED <<gens, ballots, hist, orig, tgen, comAt, abDec, checked, forgot, refVars>>
+  /\ IF donor THEN ReportOnline(n, g, st2[n]) ELSE UNCHANGED <<book, comAt>>
+  /\ UNCHANGED <<gens, ballots, hist, orig, tgen, abDec, checked, forgot, refVars>>
 
 -----------------------------------------------------------------------------
 (* Referee: a third server without data.  Its one row says who may be alone, and since which number.   *)
@@ -116,7 +114,7 @@ RequestGrant(n, g) ==
 (* With the grant for g node n elects itself alone; the reply may have been long on its way. *)
 ElectAlone(n, g) ==
   /\ Referee /\ gens[g].st = "none" /\ MayVote(n, g) /\ <<n, g>> \in replies
-  /\ gens' = [gens EXCEPT ![g] = [st |-> "elected", members |-> {n}, donors |-> {n}, leader |-> n]]
+  /\ gens' = [gens EXCEPT ![g] = [st |-> "elected", members |-> {n}, donors |-> {n}]]
   /\ Vouch({n}, g)
   /\ UNCHANGED <<cur, last, ballots, snap, dataVars, coordVars, book, outVars, checked, forgot, refVars>>
 

@@ -4,15 +4,13 @@
 (* State says what is remembered; Commit, Generations, Recovery and        *)
 (* Settlement say what happens.                                            *)
 (***************************************************************************)
-EXTENDS Settlement
+EXTENDS Recovery
 
 Init ==
   /\ cur  = [n \in Nodes |-> 1]
   /\ vote = [n \in Nodes |-> 1]
   /\ last = [n \in Nodes |-> 1]
-  \* nobody leads the first generation: there is no older one to settle
-  /\ gens = [g \in Gens |-> IF g = 1 THEN [st |-> "elected", members |-> Nodes, donors |-> Nodes, leader |-> None]
-                            ELSE NoGen]
+  /\ gens = [g \in Gens |-> IF g = 1 THEN [st |-> "elected", members |-> Nodes, donors |-> Nodes] ELSE NoGen]
   /\ ballots = [g \in Gens |-> [n \in Nodes |-> 0]]
   /\ snap = [g \in Gens |-> [n \in Nodes |-> [ok |-> FALSE, hist |-> <<>>, st |-> [t \in Txs |-> "none"]]]]
   /\ st   = [n \in Nodes |-> [t \in Txs |-> "none"]]
@@ -51,9 +49,7 @@ NextRecovery ==
   \/ \E n, d \in Nodes : Replay(n, d) \/ BecomeOnline(n, d) \/ \E t \in Txs : Reconcile(n, d, t)
   \/ \E n \in Nodes : DropFirst(n)
 NextSettlement ==
-  \E t \in Txs, g \in 2..MaxGen :
-    \/ SettleCommit(t, g) \/ SettleAbort(t, g)
-    \/ \E n \in Nodes : Report(n, t, g) \/ ProposeAbort(n, t, g) \/ AcceptSettle(n, t, g)
+  \E t \in Txs, g \in 2..MaxGen, n \in Nodes : ProposeAbort(n, t, g) \/ AcceptSettle(n, t, g)
 
 Next == NextCommit \/ NextCrash \/ NextGeneration \/ NextReferee \/ NextRecovery \/ NextSettlement
 Spec == Init /\ [][Next]_vars
@@ -92,5 +88,5 @@ OneGrant == \A n, m \in Nodes : Online(n) /\ Online(m) /\ Members(cur[n]) = {n} 
 TypeOK ==
   /\ \A n \in Nodes : last[n] <= cur[n] /\ cur[n] <= vote[n] /\ \A t \in Txs : st[n][t] \in States
   /\ \A n \in Nodes, t \in Txs : t \in Range(hist[n]) <=> st[n][t] = "committed"
-  /\ soft \subseteq {t \in Restorable : phase[t] = "done" /\ st[orig[t]][t] = "committed"}
+  /\ \A t \in soft : phase[t] = "done" /\ st[orig[t]][t] = "committed"
 =============================================================================

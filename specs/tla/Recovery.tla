@@ -36,9 +36,8 @@ Replay(n, d) ==
        LET t    == Missing(n, d)[i]
            gone == {u \in ConflictsWith(t) : Undecided(st[n][u])}
        IN /\ i = 1 \/ Breaks("ReplayInOrder")
-          /\ st[n][t] # "aborted" \/ ~Breaks("RollbackIsNoEvidence")
-          /\ st'   = [st EXCEPT ![n] = [u \in Txs |-> IF u = t THEN "committed"
-                                                      ELSE IF u \in gone THEN "none" ELSE @[u]]]
+          /\ st'   = [st EXCEPT ![n] = TLCEval([u \in Txs |-> IF u = t THEN "committed"
+                                                      ELSE IF u \in gone THEN "none" ELSE @[u]])]
           /\ hist' = [hist EXCEPT ![n] = Append(@, t)]
           /\ Detach(n, gone \cup {t})
   /\ soft' = Flushed(n)
@@ -56,7 +55,7 @@ Becomes(own, donor) ==
          THEN own ELSE "prepared"
     [] donor = "accabort" -> IF Breaks("TakeAcceptedAborts") THEN "prepared" ELSE "accabort"
     [] OTHER -> IF own \in {"none", "refused"} THEN own
-                ELSE IF Breaks("RollbackIsNoEvidence") THEN "aborted" ELSE "none"
+                ELSE "none"
 
 Reconcile(n, d, t) ==
   LET new == Becomes(st[n][t], Says(n, d, t)) IN
@@ -72,13 +71,14 @@ BecomeOnline(n, d) ==
   /\ \A t \in Txs : Becomes(st[n][t], Says(n, d, t)) = st[n][t]
   /\ last' = [last EXCEPT ![n] = cur[n]]
   /\ soft' = Flushed(n)
-  /\ UNCHANGED <<cur, vote, genVars, st, hist, coordVars, book, outVars, checked, forgot, refVars>>
+  /\ ReportOnline(n, cur[n], st[n])
+  /\ UNCHANGED <<cur, vote, genVars, st, hist, coordVars, abDec, told, checked, forgot, refVars>>
 
 (* Broken: everything undecided is thrown away before the first commit is replayed. *)
 DropFirst(n) ==
   /\ Breaks("KeepWhileRecovering") /\ Recovering(n)
   /\ \E t \in Txs : Undecided(st[n][t])
-  /\ st' = [st EXCEPT ![n] = [t \in Txs |-> IF Undecided(@[t]) THEN "none" ELSE @[t]]]
+  /\ st' = [st EXCEPT ![n] = TLCEval([t \in Txs |-> IF Undecided(@[t]) THEN "none" ELSE @[t]])]
   /\ Detach(n, Txs)
   /\ UNCHANGED <<memVars, genVars, hist, soft, orig, tgen, book, comAt, abDec, checked, forgot, refVars>>
 =============================================================================

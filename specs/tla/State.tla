@@ -33,7 +33,7 @@ VARIABLES
   cur,      \* cur[n]: the generation n has switched to                   (durable)
   vote,     \* vote[n]: the highest number n voted for                    (durable)
   last,     \* last[n]: the last generation n was ONLINE in               (durable)
-  gens,     \* gens[g]: the generation's status, members, donors, leader (the P(g) of the design)
+  gens,     \* gens[g]: the generation's status, members, donors
   ballots,  \* ballots[g][n]: 1 + the last_online_in that n's vote for g carried, or 0
   snap,     \* snap[g][d]: what donor d's WAL says before its ParallelSafe record for g
   st,       \* st[n][t]: what n has of t, see States                      (durable, but "open")
@@ -43,7 +43,7 @@ VARIABLES
   orig,     \* orig[t]: the origin, or None
   tgen,     \* tgen[t]: the generation stamped on t, 0 before it is announced
   tally,    \* tally[t]: members that voted PREPARED, or in the abort round those that accepted
-  book,     \* book[g][t]: the leader's settlement of t inside g
+  book,     \* book[g][t]: the settlement of t inside g
   comAt,    \* comAt[t]: lowest generation in which commit of t was decided, 0 if in none
   abDec,    \* transactions whose abort was decided
   told,     \* told[t]: what the client was told
@@ -83,7 +83,6 @@ Before(s, t, u) == \E i, j \in 1..Len(s) : i < j /\ s[i] = t /\ s[j] = u
 Elected(g) == gens[g].st = "elected"
 Members(g) == gens[g].members
 Donors(g)  == gens[g].donors
-Leader(g)  == gens[g].leader
 
 Own(n)       == {t \in Txs : orig[t] = n}
 (* A restarted node does nothing until every announced, unfinished transaction in its WAL *)

@@ -6,20 +6,17 @@
 (***************************************************************************)
 EXTENDS Recovery
 
-Init ==
+(* Everybody is ONLINE in generation 1, and nothing has happened but what the five arguments say. *)
+StartWith(st0, phase0, orig0, tgen0, tally0) ==
+  /\ st = st0 /\ phase = phase0 /\ orig = orig0 /\ tgen = tgen0 /\ tally = tally0
   /\ cur  = [n \in Nodes |-> 1]
   /\ vote = [n \in Nodes |-> 1]
   /\ last = [n \in Nodes |-> 1]
   /\ gens = [g \in Gens |-> IF g = 1 THEN [st |-> "elected", members |-> Nodes, donors |-> Nodes] ELSE NoGen]
   /\ ballots = [g \in Gens |-> [n \in Nodes |-> 0]]
   /\ snap = [g \in Gens |-> [n \in Nodes |-> [ok |-> FALSE, hist |-> <<>>, st |-> [t \in Txs |-> "none"]]]]
-  /\ st   = [n \in Nodes |-> [t \in Txs |-> "none"]]
   /\ hist = [n \in Nodes |-> <<>>]
   /\ soft = {}
-  /\ phase = [t \in Txs |-> "idle"]
-  /\ orig  = [t \in Txs |-> None]
-  /\ tgen  = [t \in Txs |-> 0]
-  /\ tally = [t \in Txs |-> {}]
   /\ book  = [g \in Gens |-> [t \in Txs |-> [ph |-> "asks", who |-> {}]]]
   /\ comAt = [t \in Txs |-> 0]
   /\ abDec = {}
@@ -30,6 +27,9 @@ Init ==
   /\ replies = {}
   /\ cleans  = {}
 
+Init == StartWith([n \in Nodes |-> [t \in Txs |-> "none"]], [t \in Txs |-> "idle"],
+                  [t \in Txs |-> None], [t \in Txs |-> 0], [t \in Txs |-> {}])
+
 NextCommit ==
   \/ \E t \in Txs : \/ DecideCommit(t) \/ FlushCommit(t) \/ StartAbort(t) \/ DecideAbort(t)
   \/ \E t \in Txs, n \in Nodes :
@@ -37,19 +37,22 @@ NextCommit ==
        \/ LearnCommit(n, t) \/ LearnAbort(n, t) \/ BelieveStream(n, t) \/ Forget(n, t)
 NextCrash == \E n \in Nodes : Crash(n) \/ \E t \in Txs : Restore(n, t)
 NextGeneration ==
-  \/ \E g \in 2..MaxGen, M, V \in SUBSET Nodes : ElectAtOnce(g, M, V)
-  \/ \E g \in 2..MaxGen, n \in Nodes : (\E M \in SUBSET Nodes : Propose(n, g, M)) \/ Vote(n, g)
-  \/ \E g \in 2..MaxGen : Count(g)
-  \/ \E g \in 2..MaxGen, n \in Nodes : Switch(n, g)
+  \E g \in 2..MaxGen :
+    \/ ~FineVotes /\ ~Referee /\ gens[g].st = "none" /\ \E M, V \in SUBSET Nodes : ElectAtOnce(g, M, V)
+    \/ FineVotes /\ \E n \in Nodes : (\E M \in SUBSET Nodes : Propose(n, g, M)) \/ Vote(n, g)
+    \/ FineVotes /\ Count(g)
+    \/ \E n \in Members(g) : Switch(n, g)
 NextReferee ==
   /\ Referee
   /\ \/ \E g \in 2..MaxGen, n \in Nodes : RequestGrant(n, g) \/ ElectAlone(n, g)
      \/ \E g \in 2..MaxGen : ElectFull(g) \/ SendClean(g) \/ DoClean(g)
 NextRecovery ==
-  \/ \E n, d \in Nodes : Replay(n, d) \/ BecomeOnline(n, d) \/ \E t \in Txs : Reconcile(n, d, t)
-  \/ \E n \in Nodes : DropFirst(n)
+  \E n \in Nodes :
+    /\ last[n] < cur[n]
+    /\ \/ \E d \in Sources(n) : Replay(n, d) \/ BecomeOnline(n, d) \/ \E t \in Txs : Reconcile(n, d, t)
+       \/ DropFirst(n)
 NextSettlement ==
-  \E t \in Txs, g \in 2..MaxGen, n \in Nodes : ProposeAbort(n, t, g) \/ AcceptSettle(n, t, g)
+  \E g \in 2..MaxGen : \E n \in Members(g), t \in Txs : ProposeAbort(n, t, g) \/ AcceptSettle(n, t, g)
 
 Next == NextCommit \/ NextCrash \/ NextGeneration \/ NextReferee \/ NextRecovery \/ NextSettlement
 Spec == Init /\ [][Next]_vars

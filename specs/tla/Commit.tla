@@ -113,7 +113,7 @@ DecideAbort(t) ==
 (* Node n learns a decision, from whoever knows it: told once, or asked for again and again.  At the   *)
 (* origin the waiting backend learns it; a restorable transaction's commit record may stay unflushed. *)
 LearnCommit(n, t) ==
-  /\ comAt[t] > 0 /\ Undecided(st[n][t]) /\ phase[t] # "deciding"
+  /\ comAt[t] > 0 /\ Undecided(st[n][t]) /\ ~(n = orig[t] /\ phase[t] = "deciding")
   /\ st'   = [st EXCEPT ![n][t] = "committed"]
   /\ hist' = [hist EXCEPT ![n] = Append(@, t)]
   /\ IF n = orig[t] /\ InBackend(t)

@@ -7,6 +7,7 @@ AllConflict == {{t, u} : t, u \in Txs}
 NoConflict  == {}
 OneConflict == {{t1, t2}}
 Anywhere    == [t \in Txs |-> Nodes]
+AtFirst     == [t \in Txs |-> {n1}]
 SymNodes    == Permutations(Nodes)
 SymBoth     == Permutations(Nodes) \cup Permutations(Txs)
 
@@ -26,6 +27,8 @@ InitOneMissing == Announce(OriginsOf, (t1 :> {n2} @@ t2 :> {n3} @@ t3 :> {n1}))
 (* Election scripts: in which order the members leave and come back. *)
 PlanLeaveReturn == {<<2, {n2, n3}, {n2, n3}>>, <<3, {n1, n2}, {n1, n2}>>}
 PlanHalfRecovered == {<<2, {n1, n2, n3}, {n2, n3}>>, <<3, {n1, n2}, {n1, n2}>>, <<3, {n1, n3}, {n1, n3}>>}
+PlanAwayAndBack == {<<2, {n1, n2}, {n1, n2}>>, <<3, {n1, n2, n3}, {n1, n2}>>}
+PlanSettleThenLeave == {<<2, {n1, n2, n3}, {n1, n2, n3}>>, <<3, {n1, n2}, {n2, n3}>>}
 PlanShrinkGrow == {<<2, {n1, n2}, {n1, n2}>>, <<2, {n1, n3}, {n1, n3}>>, <<3, {n1, n2, n3}, {n2, n3}>>}
 
 (* A view: what can make no difference any more is not looked at.  Two states with the same view have   *)

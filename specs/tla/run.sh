@@ -6,7 +6,7 @@
 #   run.sh NAME...    the named ones (file name without .cfg)
 # Every configuration says in its first lines what to expect: "ok", or the name of the invariant or
 # property that TLC must find violated. Prints one line for each and a count at the end.
-# JOBS (2) runs go on at the same time; LIMIT (900) seconds are allowed to each.
+# Random walks ("Seconds: N") end after N seconds. JOBS (2) runs go on at the same time; LIMIT (900) seconds are allowed to each.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${TLA_CACHE:-$here/../../target/tla}
@@ -30,21 +30,26 @@ header() { sed -n "s/^\\\\\\* $1: *//p" "$2" | head -n 1; }
 
 # Runs one configuration, prints its line, succeeds if the outcome is the expected one.
 run_one() {
-  local cfg=$here/configs/$1.cfg expect module options out work begin outcome line
+  local cfg=$here/configs/$1.cfg expect module options seconds out work begin outcome line status=0
   [ -f "$cfg" ] || { echo "FAILED $1 no such configuration"; return 1; }
   expect=$(header Expect "$cfg"); module=$(header Module "$cfg"); options=$(header Options "$cfg")
+  seconds=$(header Seconds "$cfg")
   work=$(mktemp -d); out=$work/out; begin=$SECONDS
   # shellcheck disable=SC2086  # options are words
-  (cd "$here" && exec timeout "$LIMIT" java -Xmx"$HEAP" -XX:+UseSerialGC -Djava.io.tmpdir="$work" \
+  (cd "$here" && exec timeout "${seconds:-$LIMIT}" java -Xmx"$HEAP" -XX:+UseSerialGC -Djava.io.tmpdir="$work" \
     -cp "$jar" tlc2.TLC -workers 1 -deadlock -metadir "$work/states" -config "$cfg" $options "${module:-MC}") \
-    >"$out" 2>&1 && outcome=ok || outcome=error
+    >"$out" 2>&1 || status=$?
+  outcome=ok
+  if [ $status -ne 0 ] && { [ $status -ne 124 ] || [ -z "$seconds" ] || grep -q '^Error' "$out"; }; then
+    outcome=error
+  fi
   if [ $outcome = error ]; then
     outcome=$(sed -n -e 's/^Error: Invariant \(.*\) is violated.*/\1/p' \
                      -e 's/^Error: Temporal properties were violated.*/Temporal/p' "$out" | head -n 1)
     outcome=${outcome:-$(grep -m 1 -E '^Error|Exception' "$out" || echo "stopped after $LIMIT s")}
   fi
   line="states=$(sed -n -e 's/^[0-9]* states generated, \([0-9]*\) distinct.*/\1/p' \
-                       -e 's/^The number of states generated: \([0-9]*\).*/\1/p' "$out" | tail -n 1)"
+                       -e 's/^Progress: \([0-9]*\) states checked.*/\1/p' "$out" | tail -n 1)"
   line="$line time=$((SECONDS - begin))s $outcome"
   [ -z "${LOGS:-}" ] || cp "$out" "$LOGS/$1.log"
   rm -rf "$work"

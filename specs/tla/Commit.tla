@@ -28,9 +28,11 @@ Check(b, t) ==
   /\ UNCHANGED <<memVars, genVars, dataVars, coordVars, book, outVars, forgot, refVars>>
 
 (* A member applies and prepares t while ONLINE in t's generation, under the generation lock.  *)
-(* The vote counts only while the origin still collects votes.                                 *)
+(* The vote counts only while the origin still collects votes.  A stream brings everything at   *)
+(* least once; what was finished, even if forgotten since, is not prepared again.                *)
 Prepare(b, t) ==
-  /\ Announced(t) /\ b # orig[t] /\ st[b][t] = "none" /\ ~Blocked(b, t)
+  /\ Announced(t) /\ b # orig[t] /\ ~Blocked(b, t)
+  /\ st[b][t] = "none" \/ (t \in forgot[b] /\ Breaks("PreparedOnce"))
   /\ IF Breaks("Barrier") THEN <<b, t>> \in checked ELSE OnlineIn(b, tgen[t])
   /\ st' = [st EXCEPT ![b][t] = "prepared"]
   /\ tally' = IF phase[t] = "run" THEN [tally EXCEPT ![t] = @ \cup {b}] ELSE tally
@@ -137,14 +139,16 @@ LearnAbort(n, t) ==
 
 (* The origin loses its backends: a crash, or (for one backend) a commit that fails locally or a FATAL. *)
 (* What was open is only in WAL now; what had journalled an accepted abort is gone for good; a commit   *)
-(* record that was not flushed never was.                                                               *)
+(* record that was not flushed never was.  What was dropped, given up or aborted before stays so: that  *)
+(* is journalled too, although its announcement is still in the WAL and nothing there ends it.          *)
 Crash(a) ==
   LET mine   == {t \in Own(a) : InBackend(t)}
       undone == soft \cap Own(a)
       gone   == {t \in mine : st[a][t] = "accabort"}
-      wal    == {t \in mine : st[a][t] = "open"} \cup undone
+      raised == {t \in Own(a) \cap Restorable : Breaks("DropIsJournalled") /\ st[a][t] = "none"}
+      wal    == {t \in mine : st[a][t] = "open"} \cup undone \cup raised
   IN
-  /\ Crashes /\ mine \cup undone # {}
+  /\ Crashes /\ wal \cup gone # {}
   /\ st'    = [st EXCEPT ![a] = TLCEval([t \in Txs |-> IF t \in wal THEN "lost"
                                               ELSE IF t \in gone THEN "refused" ELSE @[t]])]
   /\ hist'  = [hist EXCEPT ![a] = SelectSeq(@, LAMBDA t : t \notin undone)]

@@ -29,6 +29,7 @@ PlanLeaveReturn == {<<2, {n2, n3}, {n2, n3}>>, <<3, {n1, n2}, {n1, n2}>>}
 PlanHalfRecovered == {<<2, {n1, n2, n3}, {n2, n3}>>, <<3, {n1, n2}, {n1, n2}>>, <<3, {n1, n3}, {n1, n3}>>}
 PlanAwayAndBack == {<<2, {n1, n2}, {n1, n2}>>, <<3, {n1, n2, n3}, {n1, n2}>>}
 PlanSettleThenLeave == {<<2, {n1, n2, n3}, {n1, n2, n3}>>, <<3, {n1, n2}, {n2, n3}>>}
+PlanEachOut == {<<2, {n2, n3}, {n2, n3}>>, <<3, {n1, n3}, {n1, n3}>>, <<4, {n1, n2}, {n1, n2}>>}
 PlanShrinkGrow == {<<2, {n1, n2}, {n1, n2}>>, <<2, {n1, n3}, {n1, n3}>>, <<3, {n1, n2, n3}, {n2, n3}>>}
 
 (* A view: what can make no difference any more is not looked at.  Two states with the same view have   *)

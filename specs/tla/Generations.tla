@@ -52,21 +52,23 @@ Propose(n, g, M) ==
   /\ FineVotes /\ gens[g].st = "none" /\ MayVote(n, g) /\ n \in M /\ LargeEnough(M)
   /\ \E V \in SUBSET Nodes : Planned(g, M, V)
   /\ gens'    = [gens EXCEPT ![g] = [NoGen EXCEPT !.st = "proposed", !.members = M]]
-  /\ ballots' = [ballots EXCEPT ![g][n] = last[n] + 1]
+  /\ ballots' = [ballots EXCEPT ![g] = @ \cup {<<n, last[n]>>}]
   /\ Vouch({n}, g)
   /\ UNCHANGED <<cur, last, snap, dataVars, coordVars, book, outVars, checked, forgot, refVars>>
 
 Vote(n, g) ==
   /\ gens[g].st = "proposed" /\ MayVote(n, g)
-  /\ ballots' = [ballots EXCEPT ![g][n] = last[n] + 1]
+  /\ ballots' = [ballots EXCEPT ![g] = @ \cup {<<n, last[n]>>}]
   /\ Vouch({n}, g)
   /\ UNCHANGED <<cur, last, gens, snap, dataVars, coordVars, book, outVars, checked, forgot, refVars>>
 
 Count(g) ==
-  LET V == {n \in Nodes : ballots[g][n] > 0} IN
+  LET V == {b[1] : b \in ballots[g]}
+      carried == [n \in V |-> (CHOOSE b \in ballots[g] : b[1] = n)[2]]
+  IN
   /\ gens[g].st = "proposed" /\ Majority(V) /\ Planned(g, Members(g), V)
-  /\ Open(g, Members(g), V, ballots[g])
-  /\ ballots' = [ballots EXCEPT ![g] = [n \in Nodes |-> 0]]
+  /\ Open(g, Members(g), V, carried)
+  /\ ballots' = [ballots EXCEPT ![g] = {}]
   /\ UNCHANGED <<memVars, snap, dataVars, coordVars, book, outVars, checked, forgot, refVars>>
 
 (* The promise: never ONLINE in a generation below the one voted for. *)
@@ -95,7 +97,7 @@ Switch(n, g) ==
   /\ tally' = [t \in Txs |-> IF t \in dropped THEN {} ELSE tally[t]]
   /\ told'  = [t \in Txs |-> IF t \in dropped /\ told[t] = "waits" THEN "unknown" ELSE told[t]]
   /\ last'  = IF donor THEN [last EXCEPT ![n] = g] ELSE last
-  /\ snap'  = IF donor THEN [snap EXCEPT ![g][n] = [ok |-> TRUE, hist |-> hist[n], st |-> st2[n]]] ELSE snap
+  /\ snap'  = IF donor THEN [snap EXCEPT ![g][n] = {[hist |-> hist[n], st |-> st2[n]]}] ELSE snap
   /\ IF donor THEN ReportOnline(n, g, st2[n]) ELSE UNCHANGED <<book, comAt>>
   /\ UNCHANGED <<gens, ballots, hist, orig, tgen, abDec, checked, forgot, refVars>>
 

@@ -47,6 +47,6 @@ View == <<[n \in Nodes |-> IF last[n] = cur[n] \/ MayEnter(n, cur[n]) THEN cur[n
           [n \in Nodes |-> {g \in Gens : MayEnter(n, g)}],
           last, st, hist, soft, phase, orig, tgen, tally, comAt, abDec, told,
           [g \in Gens |-> IF Alive(g) THEN <<gens[g], book[g]>> ELSE <<>>],
-          [g \in Gens |-> IF \E n \in Nodes : MayEnter(n, g) THEN snap[g] ELSE <<>>],
+          [g \in Gens |-> IF \E n \in Nodes : MayEnter(n, g) THEN snap[g] ELSE {}],
           checked, forgot>>
 =============================================================================

@@ -13,8 +13,8 @@ StartWith(st0, phase0, orig0, tgen0, tally0) ==
   /\ vote = [n \in Nodes |-> 1]
   /\ last = [n \in Nodes |-> 1]
   /\ gens = [g \in Gens |-> IF g = 1 THEN [st |-> "elected", members |-> Nodes, donors |-> Nodes] ELSE NoGen]
-  /\ ballots = [g \in Gens |-> [n \in Nodes |-> 0]]
-  /\ snap = [g \in Gens |-> [n \in Nodes |-> [ok |-> FALSE, hist |-> <<>>, st |-> [t \in Txs |-> "none"]]]]
+  /\ ballots = [g \in Gens |-> {}]
+  /\ snap = [g \in Gens |-> [n \in Nodes |-> {}]]
   /\ hist = [n \in Nodes |-> <<>>]
   /\ soft = {}
   /\ book  = [g \in Gens |-> [t \in Txs |-> [ph |-> "asks", who |-> {}]]]

@@ -16,10 +16,11 @@ Recovering(n) ==
   /\ ~Deciding(n) \/ Breaks("SwitchWaits")
 
 (* A donor of n's generation that has written ParallelSafe; any may serve, also in turns. *)
-Sources(n) == {d \in Donors(cur[n]) : snap[cur[n]][d].ok}
+Sources(n)   == {d \in Donors(cur[n]) : snap[cur[n]][d] # {}}
+Snap(n, d)   == CHOOSE s \in snap[cur[n]][d] : TRUE
 
 (* Broken: the donor's undecided set is read from its memory now, not from its WAL then. *)
-Says(n, d, t) == IF Breaks("AsOfParallelSafe") THEN st[d][t] ELSE snap[cur[n]][d].st[t]
+Says(n, d, t) == IF Breaks("AsOfParallelSafe") THEN st[d][t] ELSE Snap(n, d).st[t]
 
 (* The origin's backend no longer waits for those transactions of n. *)
 Detach(n, S) ==
@@ -29,7 +30,7 @@ Detach(n, S) ==
   /\ told'  = [t \in Txs |-> IF t \in mine /\ told[t] = "waits" THEN "unknown" ELSE told[t]]
 
 (* Replay one commit.  Undecided transactions that conflict with it are rolled back, no others. *)
-Missing(n, d) == SelectSeq(snap[cur[n]][d].hist, LAMBDA t : t \notin Range(hist[n]))
+Missing(n, d) == SelectSeq(Snap(n, d).hist, LAMBDA t : t \notin Range(hist[n]))
 Replay(n, d) ==
   /\ Recovering(n) /\ d \in Sources(n) /\ Missing(n, d) # <<>>
   /\ \E i \in 1..Len(Missing(n, d)) :

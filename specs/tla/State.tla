@@ -34,8 +34,8 @@ VARIABLES
   vote,     \* vote[n]: the highest number n voted for                    (durable)
   last,     \* last[n]: the last generation n was ONLINE in               (durable)
   gens,     \* gens[g]: the generation's status, members, donors
-  ballots,  \* ballots[g][n]: 1 + the last_online_in that n's vote for g carried, or 0
-  snap,     \* snap[g][d]: what donor d's WAL says before its ParallelSafe record for g
+  ballots,  \* ballots[g]: the votes for g one by one, <<n, the last_online_in it carried>>
+  snap,     \* snap[g][d]: {what donor d's WAL says before its ParallelSafe record for g}, or {}
   st,       \* st[n][t]: what n has of t, see States                      (durable, but "open")
   hist,     \* hist[n]: commits in the order of n's WAL
   soft,     \* transactions whose commit record their origin has written, not yet flushed

@@ -44,8 +44,9 @@ Learn(n, t) == /\ Told2(n, t) /\ <<n, t>> \notin missed
 (* A recovering node stays with one donor while that one lives; going to and fro between two would never end. *)
 LiveSource(n) == Sources(n) \cap Up
 Recover(n) == /\ last[n] < cur[n] /\ LiveSource(n) # {}
-              /\ LET d == CHOOSE d \in LiveSource(n) : TRUE IN
-                   Replay(n, d) \/ BecomeOnline(n, d) \/ \E t \in Txs : Reconcile(n, d, t)
+              /\ \E d \in LiveSource(n) :
+                   /\ d = (CHOOSE e \in LiveSource(n) : TRUE) \/ Breaks("OneDonor")
+                   /\ Replay(n, d) \/ BecomeOnline(n, d) \/ \E t \in Txs : Reconcile(n, d, t)
 
 Progress ==
   \/ Campaign

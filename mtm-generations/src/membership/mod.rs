@@ -1,0 +1,435 @@
+//! One node's part in electing generations and moving between them.
+//!
+//! Owns: the durable record (current generation, last vote, `last_online_in`), the running
+//! campaign, what peers said in their heartbeats. Must never: send a vote before it is durable,
+//! be ONLINE in a generation below its last vote, choose donors twice for one number.
+//! Carries TLA+ `Propose`, `Vote`, `Elect`, `Switch` and the ONLINE step of `Recover`.
+
+mod campaign;
+mod switch;
+mod vote;
+
+use crate::clique::{Connectivity, largest_clique};
+use crate::generation::{Configuration, Elected};
+use crate::message::Message;
+use crate::record::Record;
+use crate::status::{NodeStatus, Reason, StatusInGeneration};
+use campaign::Campaign;
+use mtm_core::{GenNum, Instant, MAX_NODES, Machine, NodeId, NodeSet, Outbox, Token};
+
+/// Durations, in microseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Timing {
+    /// Between two heartbeats.
+    pub heartbeat_us: u64,
+    /// How long a campaign waits for votes.
+    pub vote_wait_us: u64,
+    /// Nodes campaign one after the other, so far apart.
+    pub stagger_us: u64,
+    /// A connected member that is not ONLINE for so long is left out of the next generation.
+    pub recovery_limit_us: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            heartbeat_us: 200_000,
+            vote_wait_us: 100_000,
+            stagger_us: 50_000,
+            recovery_limit_us: 30_000_000,
+        }
+    }
+}
+
+/// What may happen to a membership.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Input {
+    /// Nothing happened, but `deadline` has come.
+    Wake,
+    /// Everything up to this token is durable.
+    Persisted(Token),
+    /// A message arrived.
+    Message {
+        /// From this node.
+        from: NodeId,
+        /// This message.
+        message: Message,
+    },
+    /// The peers this node hears now.
+    Connected(NodeSet),
+    /// Announced transactions from before the restart are (true) or are no longer (false) open.
+    Fenced(bool),
+    /// Something local is broken: stay out of the cluster, or come back.
+    Withdrawn(bool),
+    /// Whether this node has nearly everything, so that including it would stop nobody for long.
+    CaughtUp(bool),
+    /// The driver holds the generation lock exclusively, no transaction is decided without its
+    /// commit record being durable: move into the wanted generation now.
+    Switch,
+    /// ParallelSafe for this generation is durable in the WAL.
+    ParallelSafe(GenNum),
+    /// Recovery for this generation is complete and durable.
+    Recovered(GenNum),
+    /// The referee's answer for this number.
+    Referee {
+        /// The number asked for.
+        num: GenNum,
+        /// Whether this node holds the grant.
+        granted: bool,
+    },
+    /// An administrator adds or drops a node.
+    Configure(Configuration),
+}
+
+/// What the driver must do.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Effect {
+    /// Make the record durable, replacing older ones in order, then `Input::Persisted(token)`.
+    Persist {
+        /// Answer with this.
+        token: Token,
+        /// What must be durable.
+        record: Record,
+    },
+    /// Send a message, but only after `after` is durable.
+    Send {
+        /// To each of these nodes.
+        to: NodeSet,
+        /// This message.
+        message: Message,
+        /// Not before this token is durable.
+        after: Option<Token>,
+    },
+    /// A generation waits for `Input::Switch`.
+    SwitchWanted(GenNum),
+    /// This node is a donor of its new generation: write ParallelSafe to the WAL, flush it, then
+    /// `Input::ParallelSafe`.
+    WriteParallelSafe(GenNum),
+    /// This node is a member but no donor: recover from one of the donors, then
+    /// `Input::Recovered`.
+    StartRecovery {
+        /// The generation.
+        num: GenNum,
+        /// From whom.
+        donors: NodeSet,
+    },
+    /// This node is ONLINE in the generation from now on, durably.
+    Online(GenNum),
+    /// Ask the referee for the grant, then `Input::Referee`.
+    AskReferee(GenNum),
+    /// Tell the referee that both nodes are ONLINE in this generation.
+    CleanReferee(GenNum),
+}
+
+/// A mistake of the driver.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Misuse {
+    /// A token that was never handed out.
+    #[error("token {0:?} was never handed out")]
+    UnknownToken(Token),
+    /// `Switch` without a wanted generation or while fenced.
+    #[error("no switch is possible now")]
+    NoSwitch,
+    /// A configuration change that may not start now.
+    #[error("the configuration may not change now")]
+    MayNotConfigure,
+}
+
+/// Where the node stands between two generations.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Stage {
+    /// The generation it is in is durable and nothing is under way.
+    Settled,
+    /// The new generation is being made durable.
+    Entering(Token),
+    /// ParallelSafe or recovery is under way.
+    Filling,
+    /// `last_online_in` is being made durable.
+    GoingOnline(Token),
+}
+
+/// What a peer said last.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+struct Peer {
+    hears: NodeSet,
+    current: GenNum,
+    last_vote: GenNum,
+    last_online_in: GenNum,
+}
+
+/// One node's membership: a fixed-size value that a driver may keep in shared memory.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Membership {
+    timing: Timing,
+    record: Record,
+    handed_out: Token,
+    durable: Token,
+    stage: Stage,
+    /// Highest elected generation above the current one.
+    wanted: Option<Elected>,
+    fenced: bool,
+    withdrawn: bool,
+    caught_up: bool,
+    /// Restarted: nobody coordinates this node's old transactions until a generation changes.
+    must_campaign: bool,
+    has_referee: bool,
+    connected: NodeSet,
+    peers: [Peer; MAX_NODES as usize],
+    campaign: Option<Campaign>,
+    campaign_at: Option<Instant>,
+    configure: Option<Configuration>,
+    /// Since when every member in the clique has not been ONLINE.
+    not_all_online_since: Option<Instant>,
+    next_heartbeat: Instant,
+    rng: u64,
+}
+
+impl Membership {
+    /// A node with this durable record. After a restart it starts fenced and campaigns once:
+    /// nobody else coordinates what it had announced.
+    pub const fn new(record: Record, timing: Timing, seed: u64, restarted: bool) -> Self {
+        let silent = Peer {
+            hears: NodeSet::EMPTY,
+            current: GenNum(0),
+            last_vote: GenNum(0),
+            last_online_in: GenNum(0),
+        };
+        Self {
+            timing,
+            record,
+            handed_out: Token(0),
+            durable: Token(0),
+            stage: Stage::Settled,
+            wanted: None,
+            fenced: restarted,
+            withdrawn: false,
+            caught_up: false,
+            must_campaign: restarted,
+            has_referee: false,
+            connected: NodeSet::only(record.node),
+            peers: [silent; MAX_NODES as usize],
+            campaign: None,
+            campaign_at: None,
+            configure: None,
+            not_all_online_since: None,
+            next_heartbeat: Instant(0),
+            rng: seed | 1,
+        }
+    }
+
+    /// The cluster has two data nodes and a referee.
+    #[must_use]
+    pub const fn with_referee(mut self) -> Self {
+        self.has_referee = true;
+        self
+    }
+
+    /// This node.
+    pub const fn node(&self) -> NodeId {
+        self.record.node
+    }
+
+    /// The generation this node is in, with its donors.
+    pub const fn current(&self) -> &Elected {
+        &self.record.current
+    }
+
+    /// The state that is, or is being made, durable.
+    pub const fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// The elected generation this node should move into.
+    pub const fn wanted(&self) -> Option<&Elected> {
+        self.wanted.as_ref()
+    }
+
+    /// Whether this node is fenced.
+    pub const fn is_fenced(&self) -> bool {
+        self.fenced
+    }
+
+    /// Place in the current generation.
+    pub fn status_in_generation(&self) -> StatusInGeneration {
+        let current = self.record.current.generation;
+        if !current.members.contains(self.node()) {
+            return StatusInGeneration::Dead;
+        }
+        let durable = !matches!(self.stage, Stage::GoingOnline(_) | Stage::Entering(_));
+        if durable && self.record.last_online_in == current.num {
+            StatusInGeneration::Online
+        } else {
+            StatusInGeneration::Recovery
+        }
+    }
+
+    /// Whether this node may announce, prepare and answer in its current generation
+    /// (TLA+ `Online`).
+    pub fn is_online(&self) -> bool {
+        !self.fenced && self.status_in_generation() == StatusInGeneration::Online
+    }
+
+    /// Members of the current generation known to be ONLINE in it (TLA+: `Online(m)` and
+    /// `curGen[m]` is the generation).
+    pub fn members_online(&self) -> NodeSet {
+        let current = self.record.current.generation;
+        current
+            .members
+            .iter()
+            .filter(|&m| {
+                if m == self.node() {
+                    return self.is_online();
+                }
+                let peer = &self.peers[m.index()];
+                peer.current == current.num && peer.last_online_in == current.num
+            })
+            .collect()
+    }
+
+    /// The largest clique of configured nodes, as this node sees it.
+    pub fn clique(&self) -> NodeSet {
+        let mut matrix = Connectivity::new();
+        let heard = self.hears();
+        matrix.set(self.node(), heard);
+        for peer in heard.without(self.node()) {
+            // What silent peers said long ago says nothing about now.
+            matrix.set(peer, self.peers[peer.index()].hears);
+        }
+        largest_clique(&matrix, self.record.current.generation.configured.nodes)
+    }
+
+    /// What users see, and why.
+    pub fn status(&self) -> (NodeStatus, Reason) {
+        let current = self.record.current.generation;
+        let clique = self.clique();
+        let cut_off = !clique.contains(self.node()) || !current.configured.has_majority(clique);
+        let reason = if !current.configured.nodes.contains(self.node()) {
+            Reason::Dropped
+        } else if self.fenced {
+            Reason::Fenced
+        } else if self.withdrawn {
+            Reason::Withdrawn
+        } else if cut_off && !self.has_referee {
+            Reason::NoMajority
+        } else if self.cannot_be_online() {
+            Reason::PromisedLater
+        } else {
+            match self.status_in_generation() {
+                StatusInGeneration::Online if current.members.is_subset(clique) => Reason::Healthy,
+                StatusInGeneration::Online => Reason::MemberUnreachable,
+                StatusInGeneration::Recovery => Reason::Recovering,
+                StatusInGeneration::Dead if self.caught_up => Reason::Campaigning,
+                StatusInGeneration::Dead => Reason::CatchingUp,
+            }
+        };
+        let status = match self.status_in_generation() {
+            _ if self.fenced || self.withdrawn || reason == Reason::Dropped => NodeStatus::Disabled,
+            StatusInGeneration::Online if current.members.is_subset(clique) => NodeStatus::Online,
+            StatusInGeneration::Online => NodeStatus::Isolated,
+            _ if cut_off => NodeStatus::Disabled,
+            StatusInGeneration::Recovery => NodeStatus::Recovery,
+            StatusInGeneration::Dead => NodeStatus::Catchup,
+        };
+        (status, reason)
+    }
+
+    /// What this node says it hears: only itself when it wants to be left out.
+    fn hears(&self) -> NodeSet {
+        if self.withdrawn || self.fenced {
+            NodeSet::only(self.node())
+        } else {
+            self.connected.with(self.node())
+        }
+    }
+
+    /// A member that voted for a later generation can never be ONLINE in this one.
+    fn cannot_be_online(&self) -> bool {
+        let num = self.record.current.generation.num;
+        self.record.last_online_in < num && self.record.last_vote > num
+    }
+
+    fn persist(&mut self, out: &mut Outbox<Effect>) -> Token {
+        self.handed_out = Token(self.handed_out.0 + 1);
+        out.push(Effect::Persist { token: self.handed_out, record: self.record });
+        self.handed_out
+    }
+
+    /// A number below `bound`, from the seed.
+    fn draw(&mut self, bound: u64) -> u64 {
+        self.rng ^= self.rng << 13;
+        self.rng ^= self.rng >> 7;
+        self.rng ^= self.rng << 17;
+        self.rng % bound.max(1)
+    }
+
+    fn heartbeat(&mut self, now: Instant, out: &mut Outbox<Effect>) {
+        if now < self.next_heartbeat {
+            return;
+        }
+        self.next_heartbeat = now.plus_us(self.timing.heartbeat_us);
+        let to = self.record.current.generation.configured.nodes.without(self.node());
+        let message = Message::Status {
+            hears: self.hears(),
+            current: self.record.current,
+            last_vote: self.record.last_vote,
+            last_online_in: self.record.last_online_in,
+        };
+        // What a heartbeat says may not be ahead of the disk.
+        let after = if self.durable < self.handed_out { Some(self.handed_out) } else { None };
+        out.push(Effect::Send { to, message, after });
+        let current = self.record.current.generation;
+        let full = current.members == current.configured.nodes;
+        if self.has_referee && full && self.members_online() == current.members {
+            out.push(Effect::CleanReferee(current.num));
+        }
+    }
+
+    fn receive(&mut self, now: Instant, from: NodeId, message: Message, out: &mut Outbox<Effect>) {
+        match message {
+            Message::Status { hears, current, last_vote, last_online_in } => {
+                self.peers[from.index()] =
+                    Peer { hears, current: current.generation.num, last_vote, last_online_in };
+                self.learn(current, out);
+            }
+            Message::VoteRequest(generation) => self.vote_requested(from, generation, out),
+            Message::Vote { num, last_online_in } => {
+                self.vote_received(now, from, num, last_online_in, out);
+            }
+            Message::VoteRefused { num, last_vote } => self.vote_refused(now, from, num, last_vote),
+            Message::Elected(elected) => self.learn(elected, out),
+        }
+    }
+}
+
+impl Machine for Membership {
+    type Input = Input;
+    type Effect = Effect;
+    type Misuse = Misuse;
+
+    fn step(&mut self, now: Instant, input: Input, out: &mut Outbox<Effect>) -> Result<(), Misuse> {
+        match input {
+            Input::Wake => {}
+            Input::Persisted(token) => self.persisted(now, token, out)?,
+            Input::Message { from, message } => self.receive(now, from, message, out),
+            Input::Connected(set) => {
+                self.connected = set;
+            }
+            Input::Fenced(fenced) => self.fenced = fenced,
+            Input::Withdrawn(withdrawn) => self.withdrawn = withdrawn,
+            Input::CaughtUp(caught_up) => self.caught_up = caught_up,
+            Input::Switch => self.switch(out)?,
+            Input::ParallelSafe(num) | Input::Recovered(num) => self.filled(num, out),
+            Input::Referee { num, granted } => self.referee_answered(now, num, granted, out),
+            Input::Configure(configuration) => self.configure(configuration)?,
+        }
+        self.heartbeat(now, out);
+        self.consider_campaign(now, out);
+        Ok(())
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let campaign = self.campaign.as_ref().map(Campaign::deadline);
+        [Some(self.next_heartbeat), self.campaign_at, campaign].into_iter().flatten().min()
+    }
+}

@@ -1,1 +1,4 @@
-//! Part of multimaster.
+//! Logical replication without PostgreSQL: the rows of a transaction as bytes.
+#![forbid(unsafe_code)]
+
+pub mod row;

@@ -1,2 +1,5 @@
 //! The PostgreSQL extension `multimaster`.
+mod ffi;
+mod pg;
+
 pgrx::pg_module_magic!();

@@ -1,0 +1,3 @@
+//! The only unsafe code: PostgreSQL seen from Rust.
+pub mod compat;
+pub mod rows;

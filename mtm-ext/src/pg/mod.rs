@@ -5,12 +5,14 @@
 #![allow(unsafe_code)]
 
 pub mod bgworker;
+pub mod compat;
 pub mod conn;
 pub mod message;
 pub mod pgflags;
 pub mod pipe;
 pub mod plugin;
 pub mod proc;
+pub mod rows;
 pub mod shmem;
 pub mod sys;
 pub mod twophase;

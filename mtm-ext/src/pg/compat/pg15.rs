@@ -1,0 +1,123 @@
+//! PostgreSQL 15.
+
+use pgrx::pg_sys;
+
+/// The old and the new tuple of a decoded change; null where there is none.
+///
+/// # Safety
+/// `change` must be an INSERT, UPDATE or DELETE that logical decoding has given.
+pub unsafe fn change_tuples(
+    change: *mut pg_sys::ReorderBufferChange,
+) -> (pg_sys::HeapTuple, pg_sys::HeapTuple) {
+    // SAFETY: for such a change `tp` is the union's live member, and its tuples live as long as it.
+    unsafe {
+        let tp = (*change).data.tp;
+        let tuple = |buf: *mut pg_sys::ReorderBufferTupleBuf| match buf.is_null() {
+            true => core::ptr::null_mut(),
+            false => &raw mut (*buf).tuple,
+        };
+        (tuple(tp.oldtuple), tuple(tp.newtuple))
+    }
+}
+
+/// Tells the executor which columns of its first table an UPDATE sets.
+///
+/// # Safety
+/// `estate` must be live, with a range table of its own.
+pub unsafe fn set_updated_columns(estate: *mut pg_sys::EState, columns: *mut pg_sys::Bitmapset) {
+    // SAFETY: the range table's first cell is a RangeTblEntry.
+    unsafe {
+        let cells = (*(*estate).es_range_table).elements;
+        let entry = (*cells).ptr_value.cast::<pg_sys::RangeTblEntry>();
+        (*entry).updatedCols = columns;
+    }
+}
+
+/// The range table of one table.
+///
+/// # Safety
+/// `estate` must be live, `entry` too.
+pub unsafe fn init_range_table(estate: *mut pg_sys::EState, entry: *mut pg_sys::RangeTblEntry) {
+    // SAFETY: a list of one range table entry is what the function wants.
+    unsafe {
+        let cell = pg_sys::ListCell { ptr_value: entry.cast() };
+        pg_sys::ExecInitRangeTable(estate, pg_sys::list_make1_impl(pg_sys::NodeTag::T_List, cell));
+    }
+}
+
+/// Runs BEFORE UPDATE row triggers; false when they say to do nothing.
+///
+/// # Safety
+/// As `ExecBRUpdateTriggers`.
+pub unsafe fn before_update(
+    estate: *mut pg_sys::EState,
+    epq: *mut pg_sys::EPQState,
+    relinfo: *mut pg_sys::ResultRelInfo,
+    tid: pg_sys::ItemPointer,
+    slot: *mut pg_sys::TupleTableSlot,
+) -> bool {
+    let none = core::ptr::null_mut();
+    // SAFETY: the caller's promise.
+    unsafe { pg_sys::ExecBRUpdateTriggers(estate, epq, relinfo, tid, none, slot, none.cast()) }
+}
+
+/// Runs BEFORE DELETE row triggers; false when they say to do nothing.
+///
+/// # Safety
+/// As `ExecBRDeleteTriggers`.
+pub unsafe fn before_delete(
+    estate: *mut pg_sys::EState,
+    epq: *mut pg_sys::EPQState,
+    relinfo: *mut pg_sys::ResultRelInfo,
+    tid: pg_sys::ItemPointer,
+) -> bool {
+    let none = core::ptr::null_mut();
+    // SAFETY: the caller's promise.
+    unsafe { pg_sys::ExecBRDeleteTriggers(estate, epq, relinfo, tid, none, none.cast()) }
+}
+
+/// Which indexes a new version of a row needs entries in.
+pub type IndexUpdate = bool;
+
+/// Replaces a row; does not wait when `wait` is false and somebody holds it.
+///
+/// # Safety
+/// As `table_tuple_update`.
+pub unsafe fn update(
+    rel: pg_sys::Relation,
+    tid: pg_sys::ItemPointer,
+    slot: *mut pg_sys::TupleTableSlot,
+    wait: bool,
+    failure: &mut pg_sys::TM_FailureData,
+    indexes: &mut IndexUpdate,
+) -> pg_sys::TM_Result::Type {
+    let none = core::ptr::null_mut();
+    let mut mode = pg_sys::LockTupleMode::LockTupleExclusive;
+    // SAFETY: the caller's promise; the heap needs no snapshot without a crosscheck.
+    unsafe {
+        let cid = pg_sys::GetCurrentCommandId(true);
+        pg_sys::table_tuple_update(rel, tid, slot, cid, none, none, wait, failure, &mut mode, indexes)
+    }
+}
+
+/// Makes the index entries of a new row, or of a new version of one.
+///
+/// # Safety
+/// As `ExecInsertIndexTuples`.
+pub unsafe fn insert_index_entries(
+    relinfo: *mut pg_sys::ResultRelInfo,
+    slot: *mut pg_sys::TupleTableSlot,
+    estate: *mut pg_sys::EState,
+    update: Option<IndexUpdate>,
+) -> *mut pg_sys::List {
+    let none = core::ptr::null_mut();
+    if update == Some(false) {
+        return none;
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        pg_sys::ExecInsertIndexTuples(
+            relinfo, slot, estate, update.is_some(), false, none.cast(), none,
+        )
+    }
+}

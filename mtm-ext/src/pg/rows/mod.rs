@@ -1,0 +1,19 @@
+//! Rows on their way between nodes: encoded where logical decoding gives them, applied where they
+//! arrive. The bytes between the two are `mtm_logrep::row`.
+//!
+//! Origin: one [`RowEncoder`] per walsender. Peer: one [`Applier`] per apply worker.
+
+mod apply;
+mod change;
+mod encode;
+mod error;
+mod find;
+mod open;
+mod plan;
+mod stamp;
+mod target;
+mod types;
+mod wait;
+
+pub use apply::Applier;
+pub use encode::{Encoded, RowEncoder, Unidentified};

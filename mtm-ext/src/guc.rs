@@ -32,11 +32,6 @@ pub static SYNCPOINT_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(10_240);
 
 /// Registers all settings. Only in `_PG_init` under `shared_preload_libraries`.
 pub fn init() {
-    let sighup = GucContext::Sighup;
-    let user = GucContext::Userset;
-    let ms = GucFlags::UNIT_MS;
-    let kb = GucFlags::UNIT_KB;
-    let none = GucFlags::default();
     GucRegistry::define_int_guc(
         c"multimaster.heartbeat_recv_timeout",
         c"Time without a heartbeat after which a peer counts as disconnected.",
@@ -44,8 +39,8 @@ pub fn init() {
         &HEARTBEAT_RECV_TIMEOUT,
         1,
         i32::MAX,
-        sighup,
-        ms,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
     );
     GucRegistry::define_int_guc(
         c"multimaster.heartbeat_send_timeout",
@@ -54,8 +49,8 @@ pub fn init() {
         &HEARTBEAT_SEND_TIMEOUT,
         1,
         i32::MAX,
-        sighup,
-        ms,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
     );
     GucRegistry::define_int_guc(
         c"multimaster.max_workers",
@@ -65,7 +60,7 @@ pub fn init() {
         1,
         10_000,
         GucContext::Postmaster,
-        none,
+        GucFlags::default(),
     );
     GucRegistry::define_int_guc(
         c"multimaster.trans_spill_threshold",
@@ -74,8 +69,8 @@ pub fn init() {
         &TRANS_SPILL_THRESHOLD,
         0,
         1_048_576,
-        sighup,
-        kb,
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
     );
     GucRegistry::define_int_guc(
         c"multimaster.connect_timeout",
@@ -84,7 +79,7 @@ pub fn init() {
         &CONNECT_TIMEOUT,
         0,
         86_400,
-        sighup,
+        GucContext::Sighup,
         GucFlags::UNIT_S,
     );
     GucRegistry::define_int_guc(
@@ -94,49 +89,49 @@ pub fn init() {
         &SYNCPOINT_INTERVAL,
         0,
         i32::MAX,
-        sighup,
-        kb,
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
     );
     for (name, short, setting, context) in [
         (
             c"multimaster.ignore_tables_without_pk",
             c"Do not replicate tables without a primary key.",
             &IGNORE_TABLES_WITHOUT_PK,
-            sighup,
+            GucContext::Sighup,
         ),
         (
             c"multimaster.binary_basetypes",
             c"Send values of built-in types in binary format.",
             &BINARY_BASETYPES,
-            sighup,
+            GucContext::Sighup,
         ),
         (
             c"multimaster.wait_peer_commits",
             c"Answer the client only when all members have committed.",
             &WAIT_PEER_COMMITS,
-            user,
+            GucContext::Userset,
         ),
         (
             c"multimaster.break_connection",
             c"Drop client connections when this node leaves the cluster.",
             &BREAK_CONNECTION,
-            sighup,
+            GucContext::Sighup,
         ),
         (
             c"multimaster.monotonic_sequences",
             c"Sequence values grow cluster-wide.",
             &MONOTONIC_SEQUENCES,
-            user,
+            GucContext::Userset,
         ),
     ] {
-        GucRegistry::define_bool_guc(name, short, c"", setting, context, none);
+        GucRegistry::define_bool_guc(name, short, c"", setting, context, GucFlags::default());
     }
     GucRegistry::define_string_guc(
         c"multimaster.referee_connstring",
         c"Connection string of the referee of a cluster with two data nodes.",
         c"",
         &REFEREE_CONNSTRING,
-        sighup,
+        GucContext::Sighup,
         GucFlags::SUPERUSER_ONLY,
     );
     GucRegistry::define_string_guc(
@@ -144,7 +139,7 @@ pub fn init() {
         c"Functions executed on all nodes instead of replicating their effects.",
         c"",
         &REMOTE_FUNCTIONS,
-        user,
-        none,
+        GucContext::Userset,
+        GucFlags::default(),
     );
 }

@@ -4,6 +4,7 @@
 
 mod api;
 mod cluster;
+mod config;
 mod dmq;
 mod ffi;
 mod guc;
@@ -15,7 +16,6 @@ pgrx::pg_module_magic!();
 
 /// Called by PostgreSQL when the library is loaded.
 #[allow(unsafe_code, reason = "PostgreSQL finds this function by its name")]
-#[unsafe(no_mangle)]
 #[pgrx::pg_guard]
 extern "C-unwind" fn _PG_init() {
     if !pg::bgworker::preloading() {

@@ -49,6 +49,11 @@ impl Kind {
         })
     }
 
+    /// A number of its own for every worker.
+    pub const fn number(self) -> usize {
+        self.to_arg()
+    }
+
     fn names(self) -> (String, &'static str) {
         match self {
             Self::Monitor => ("mtm-monitor".into(), "mtm-monitor"),
@@ -146,14 +151,14 @@ impl Drop for Handle {
 static KIND: AtomicI32 = AtomicI32::new(0);
 
 /// Entry point of every worker.
-#[unsafe(no_mangle)]
 #[pgrx::pg_guard]
+#[unsafe(no_mangle)]
 extern "C-unwind" fn mtm_worker_main(arg: pg_sys::Datum) {
     // SAFETY: the usual beginning of a background worker; `die` and the reload handler only set
     // flags and the latch.
     unsafe {
-        pg_sys::pqsignal(pg_sys::SIGTERM as c_int, Some(pg_sys::die));
-        pg_sys::pqsignal(pg_sys::SIGHUP as c_int, Some(pg_sys::SignalHandlerForConfigReload));
+        pg_sys::pqsignal(pg_sys::SIGTERM as c_int, Some(super::sys::die));
+        pg_sys::pqsignal(pg_sys::SIGHUP as c_int, Some(super::sys::SignalHandlerForConfigReload));
         pg_sys::BackgroundWorkerUnblockSignals();
     }
     KIND.store(arg.value() as i32, Ordering::Relaxed);
@@ -254,6 +259,7 @@ pub fn raise(sqlstate: &str, message: &str, detail: &str) -> ! {
         code | (i32::from(byte.wrapping_sub(b'0')) & 0x3f) << (6 * i)
     });
     let code = pgrx::PgSqlErrorCode::from(code as isize);
+    let (message, detail) = (message.to_owned(), detail.to_owned());
     pgrx::ereport!(ERROR, code, message, detail);
     unreachable!("an ERROR does not return")
 }

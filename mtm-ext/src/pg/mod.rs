@@ -7,13 +7,16 @@
 pub mod bgworker;
 pub mod compat;
 pub mod conn;
+pub mod lockwait;
 pub mod message;
 pub mod pgflags;
 pub mod pipe;
 pub mod plugin;
 pub mod proc;
 pub mod rows;
+pub mod segment;
 pub mod shmem;
+pub mod sqlrun;
 pub mod sys;
 pub mod twophase;
 pub mod xact;

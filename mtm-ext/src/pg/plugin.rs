@@ -36,8 +36,8 @@ struct Current {
 ///
 /// # Safety
 /// Called by PostgreSQL with a callback table to be filled.
-#[unsafe(no_mangle)]
 #[pgrx::pg_guard]
+#[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn _PG_output_plugin_init(callbacks: *mut pg_sys::OutputPluginCallbacks) {
     // SAFETY: the caller's promise.
     let callbacks = unsafe { &mut *callbacks };

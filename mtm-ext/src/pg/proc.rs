@@ -134,3 +134,12 @@ pub fn now() -> Instant {
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut ts) };
     Instant(ts.tv_sec as u64 * 1_000_000 + ts.tv_nsec as u64 / 1000)
 }
+
+/// Ends the process in this slot, as `pg_terminate_backend` does.
+pub fn terminate(procno: ProcNo) {
+    let pid = pid_of(procno);
+    if pid > 0 {
+        // SAFETY: a signal to a process of this server, read from its slot.
+        unsafe { libc::kill(pid, libc::SIGTERM) };
+    }
+}

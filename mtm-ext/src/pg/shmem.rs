@@ -165,6 +165,8 @@ pub struct Peer {
     pub received_lsn: AtomicU64,
     /// Position up to which everything it announced is finished here.
     pub finished_lsn: AtomicU64,
+    /// Apply workers for its transactions.
+    pub n_workers: AtomicI32,
 }
 
 /// The fixed part of shared memory.
@@ -235,7 +237,7 @@ fn sizes() -> (usize, usize, usize) {
     let (backends, prepared, workers) = unsafe {
         (
             pg_sys::MaxBackends as usize,
-            pg_sys::max_prepared_xacts as usize,
+            super::sys::max_prepared_xacts as usize,
             pg_sys::max_worker_processes as usize,
         )
     };
@@ -509,4 +511,9 @@ impl Header {
     pub fn peers_set(&self) -> NodeSet {
         self.me().map_or(NodeSet::EMPTY, |me| self.configured_nodes().without(me))
     }
+}
+
+/// Whether the library was preloaded, so that shared memory is there.
+pub fn is_there() -> bool {
+    !SHARED.load(Ordering::Relaxed).is_null()
 }

@@ -42,7 +42,16 @@ pub struct PQcommMethods {
     pub putmessage_noblock: Option<unsafe extern "C-unwind" fn(c_char, *const c_char, usize)>,
 }
 
+unsafe extern "C-unwind" {
+    /// `tcop/tcopprot.h`: a signal handler.
+    pub fn die(signal: c_int);
+    /// `postmaster/interrupt.h`: a signal handler.
+    pub fn SignalHandlerForConfigReload(signal: c_int);
+}
+
 unsafe extern "C" {
+    /// `access/twophase.h`.
+    pub static max_prepared_xacts: c_int;
     /// `libpq/libpq.h`.
     pub static PqCommMethods: *const PQcommMethods;
 }

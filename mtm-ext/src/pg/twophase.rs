@@ -14,7 +14,6 @@ pub fn begin() {
         pg_sys::BeginTransactionBlock();
         pg_sys::CommitTransactionCommand();
         pg_sys::StartTransactionCommand();
-        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
     }
 }
 
@@ -23,9 +22,6 @@ pub fn prepare(gid: &str) {
     let gid = CString::new(gid).expect("a gid has no zero byte");
     // SAFETY: inside the block; the string is copied by PrepareTransactionBlock.
     unsafe {
-        if pg_sys::ActiveSnapshotSet() {
-            pg_sys::PopActiveSnapshot();
-        }
         let copy = pg_sys::MemoryContextStrdup(pg_sys::TopTransactionContext, gid.as_ptr());
         pg_sys::PrepareTransactionBlock(copy);
         pg_sys::CommitTransactionCommand();

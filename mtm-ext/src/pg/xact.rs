@@ -129,24 +129,58 @@ pub fn is_marked_replicable() -> bool {
 /// DELETE, MERGE and COPY FROM take and keep to the end, whoever issued them.
 pub fn row_locked_relations() -> Vec<pg_sys::Oid> {
     let mut relations = Vec::new();
-    // SAFETY: GetLockMethodLocalHash is this process' table of held locks; it is scanned to its
-    // end and nothing in the loop takes locks.
+    // Others may move our fast-path locks to the main table, never back: look in that order.
+    fast_path_row_locks(&mut relations);
+    main_row_locks(&mut relations);
+    relations.retain(|relation| relation.to_u32() >= pg_sys::FirstNormalObjectId);
+    relations.sort_unstable_by_key(|relation| relation.to_u32());
+    relations.dedup();
+    relations
+}
+
+fn fast_path_row_locks(relations: &mut Vec<pg_sys::Oid>) {
+    // SAFETY: our own PGPROC, whose fast-path fields are guarded by its fpInfoLock; each of the 16
+    // entries has three bits, for lock modes 1 to 3, and belongs to our database.
     unsafe {
-        let mut status = pg_sys::HASH_SEQ_STATUS::default();
-        pg_sys::hash_seq_init(&raw mut status, pg_sys::GetLockMethodLocalHash());
-        loop {
-            let lock = pg_sys::hash_seq_search(&raw mut status).cast::<pg_sys::LOCALLOCK>();
-            let Some(lock) = lock.as_ref() else { break };
-            let tag = &lock.tag.lock;
-            let is_relation = u32::from(tag.locktag_type) == pg_sys::LockTagType::LOCKTAG_RELATION;
-            let is_row_lock = lock.tag.mode == pg_sys::RowExclusiveLock as i32 && lock.nLocks > 0;
-            let is_user = tag.locktag_field2 >= pg_sys::FirstNormalObjectId;
-            if is_relation && is_row_lock && is_user && tag.locktag_field1 == my_database() {
-                relations.push(pg_sys::Oid::from(tag.locktag_field2));
+        let me = pg_sys::MyProc;
+        pg_sys::LWLockAcquire(&raw mut (*me).fpInfoLock, pg_sys::LWLockMode::LW_SHARED);
+        for (i, relation) in (*me).fpRelId.iter().enumerate() {
+            let modes = (*me).fpLockBits >> (3 * i) & 7;
+            if modes & 1 << (pg_sys::RowExclusiveLock - 1) != 0 {
+                relations.push(*relation);
             }
         }
+        pg_sys::LWLockRelease(&raw mut (*me).fpInfoLock);
     }
-    relations
+}
+
+fn main_row_locks(relations: &mut Vec<pg_sys::Oid>) {
+    let database = my_database();
+    let link = core::mem::offset_of!(pg_sys::PROCLOCK, procLink);
+    // SAFETY: our own lists of held locks, one per partition of the lock table, each guarded by
+    // its partition's LWLock; links are the `procLink` fields of PROCLOCKs.
+    unsafe {
+        let me = pg_sys::MyProc;
+        for partition in 0..(*me).myProcLocks.len() {
+            let lock = &raw mut (*pg_sys::MainLWLockArray
+                .add(pg_sys::LOCK_MANAGER_LWLOCK_OFFSET as usize + partition))
+            .lock;
+            pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_SHARED);
+            let head = &raw mut (*me).myProcLocks[partition];
+            let mut at = (*head).next;
+            while !at.is_null() && at != head {
+                let held = &*at.byte_sub(link).cast::<pg_sys::PROCLOCK>();
+                let tag = &(*held.tag.myLock).tag;
+                let is_relation = u32::from(tag.locktag_type) == pg_sys::LockTagType::LOCKTAG_RELATION;
+                let is_row_lock = held.holdMask & 1 << pg_sys::RowExclusiveLock != 0;
+                if is_relation && is_row_lock && tag.locktag_field1 == database {
+                    relations.push(pg_sys::Oid::from(tag.locktag_field2));
+                }
+                at = (*at).next;
+            }
+            pg_sys::LWLockRelease(lock);
+        }
+    }
 }
 
 /// Whether rows of this relation live in the write-ahead log: permanent tables and their

@@ -1,0 +1,44 @@
+/* multimaster--1.0.sql */
+\echo Use "CREATE EXTENSION multimaster" to load this file. \quit
+
+CREATE FUNCTION mtm.require_preload() RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'require_preload_wrapper';
+SELECT mtm.require_preload();
+
+CREATE FUNCTION mtm.init_cluster(my_conninfo text, peers_conninfo text[]) RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'init_cluster_wrapper';
+COMMENT ON FUNCTION mtm.init_cluster(text, text[]) IS
+    'makes a cluster of this node and its peers';
+
+CREATE FUNCTION mtm.check_node(n int) RETURNS text[]
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'check_node_wrapper';
+CREATE FUNCTION mtm.configure_node(cluster_id text, node_id int, conninfos text[]) RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'configure_node_wrapper';
+CREATE FUNCTION mtm.unconfigure_node() RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'unconfigure_node_wrapper';
+
+CREATE PROCEDURE mtm.dmq_receive(from_node int, cluster_id text)
+    LANGUAGE c AS 'MODULE_PATHNAME', 'dmq_receive_wrapper';
+
+CREATE FUNCTION mtm.status(
+    OUT my_node_id int, OUT status text, OUT connected int[], OUT gen_num int8,
+    OUT gen_members int[], OUT gen_members_online int[], OUT gen_configured int[],
+    OUT reason text)
+    RETURNS SETOF record
+    LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'status_wrapper';
+COMMENT ON FUNCTION mtm.status() IS 'state of this node';
+
+CREATE FUNCTION mtm.nodes(
+    OUT id int, OUT conninfo text, OUT is_self bool, OUT enabled bool, OUT connected bool,
+    OUT sender_pid int, OUT receiver_pid int, OUT n_workers int, OUT receiver_mode text)
+    RETURNS SETOF record
+    LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nodes_wrapper';
+COMMENT ON FUNCTION mtm.nodes() IS 'all nodes of the cluster as this one sees them';
+
+CREATE VIEW mtm.cluster_nodes AS SELECT id, conninfo, is_self FROM mtm.nodes();
+
+REVOKE ALL ON FUNCTION mtm.init_cluster(text, text[]), mtm.check_node(int),
+    mtm.configure_node(text, int, text[]), mtm.unconfigure_node(), mtm.nodes() FROM PUBLIC;
+REVOKE ALL ON PROCEDURE mtm.dmq_receive(int, text) FROM PUBLIC;
+REVOKE ALL ON mtm.cluster_nodes FROM PUBLIC;
+GRANT USAGE ON SCHEMA mtm TO PUBLIC;

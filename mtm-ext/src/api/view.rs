@@ -1,0 +1,84 @@
+//! What users see: `mtm.status()` and `mtm.nodes()`.
+
+use crate::cluster;
+use crate::pg::shmem;
+use core::sync::atomic::Ordering;
+use mtm_core::{NodeId, NodeSet};
+use pgrx::prelude::*;
+
+fn numbers(nodes: NodeSet) -> Vec<i32> {
+    nodes.iter().map(|node| i32::from(node.get())).collect()
+}
+
+/// State of this node.
+#[pg_extern]
+#[allow(clippy::type_complexity, reason = "pgrx wants the columns spelled out")]
+fn status() -> TableIterator<
+    'static,
+    (
+        name!(my_node_id, Option<i32>),
+        name!(status, String),
+        name!(connected, Vec<i32>),
+        name!(gen_num, i64),
+        name!(gen_members, Vec<i32>),
+        name!(gen_members_online, Vec<i32>),
+        name!(gen_configured, Vec<i32>),
+        name!(reason, String),
+    ),
+> {
+    let header = shmem::header();
+    let me = header.me();
+    let configured = header.configured_nodes();
+    let connected = cluster::connected();
+    let peers = me.map_or(NodeSet::EMPTY, |me| connected.without(me));
+    TableIterator::once((
+        me.map(|node| i32::from(node.get())),
+        cluster::status().as_str().to_owned(),
+        numbers(peers),
+        header.current_generation().0 as i64,
+        numbers(configured),
+        numbers(connected.intersection(configured)),
+        numbers(configured),
+        cluster::status_reason(),
+    ))
+}
+
+/// All nodes of the cluster as this one sees them.
+#[pg_extern]
+#[allow(clippy::type_complexity, reason = "pgrx wants the columns spelled out")]
+fn nodes() -> TableIterator<
+    'static,
+    (
+        name!(id, i32),
+        name!(conninfo, String),
+        name!(is_self, bool),
+        name!(enabled, bool),
+        name!(connected, bool),
+        name!(sender_pid, Option<i32>),
+        name!(receiver_pid, Option<i32>),
+        name!(n_workers, Option<i32>),
+        name!(receiver_mode, Option<String>),
+    ),
+> {
+    let header = shmem::header();
+    let me = header.me();
+    let row = move |node: NodeId| {
+        let is_self = Some(node) == me;
+        let peer = shmem::peer(node);
+        let of_peer = |n: i32| (!is_self && n != 0).then_some(n);
+        let streaming = peer.streaming.load(Ordering::Acquire) != 0;
+        let mode = if streaming { "normal" } else { "disabled" };
+        (
+            i32::from(node.get()),
+            shmem::conninfo(node),
+            is_self,
+            is_self || cluster::is_connected(node),
+            is_self || cluster::is_linked(node),
+            of_peer(peer.inbox_pid.load(Ordering::Acquire)),
+            of_peer(peer.receiver_pid.load(Ordering::Acquire)),
+            (!is_self).then(|| peer.n_workers.load(Ordering::Acquire)),
+            (!is_self).then(|| mode.to_owned()),
+        )
+    };
+    TableIterator::new(header.configured_nodes().iter().map(row).collect::<Vec<_>>())
+}

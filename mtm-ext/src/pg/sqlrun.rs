@@ -1,0 +1,74 @@
+//! SQL run by workers in transactions of their own.
+
+use pgrx::pg_sys;
+
+/// Runs `body` in a transaction with a snapshot.
+pub fn in_transaction<R>(body: impl FnOnce() -> R) -> R {
+    // SAFETY: outside a transaction, in a process with a database; an ERROR in `body` leaves the
+    // transaction to the caller's error handling.
+    unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        let result = body();
+        if pg_sys::ActiveSnapshotSet() {
+            pg_sys::PopActiveSnapshot();
+        }
+        pg_sys::CommitTransactionCommand();
+        result
+    }
+}
+
+/// The data directory.
+pub fn data_directory() -> std::path::PathBuf {
+    // SAFETY: a C string set at server start.
+    let path = unsafe { core::ffi::CStr::from_ptr(pg_sys::DataDir) };
+    std::path::PathBuf::from(path.to_string_lossy().into_owned())
+}
+
+/// A setting's value as text; empty if there is no such setting.
+pub fn setting(name: &core::ffi::CStr) -> String {
+    // SAFETY: returns null or a C string that is copied at once.
+    unsafe {
+        let value = pg_sys::GetConfigOption(name.as_ptr(), true, false);
+        if value.is_null() {
+            String::new()
+        } else {
+            core::ffi::CStr::from_ptr(value).to_string_lossy().into_owned()
+        }
+    }
+}
+
+/// This server's version, 150020 say.
+pub fn server_version() -> i32 {
+    setting(c"server_version_num").parse().unwrap_or(0)
+}
+
+/// Name of this session's database.
+pub fn database_name() -> String {
+    // SAFETY: a syscache lookup inside a transaction; the copy is palloc'd.
+    unsafe {
+        let name = pg_sys::get_database_name(pg_sys::MyDatabaseId);
+        if name.is_null() {
+            return String::new();
+        }
+        core::ffi::CStr::from_ptr(name).to_string_lossy().into_owned()
+    }
+}
+
+/// Whether this session is a superuser's.
+pub fn is_superuser() -> bool {
+    // SAFETY: a catalog lookup inside a transaction.
+    unsafe { pg_sys::superuser() }
+}
+
+/// A strong random number.
+pub fn random_u64() -> u64 {
+    let mut bytes = [0u8; 8];
+    // SAFETY: writes eight bytes.
+    let ok = unsafe { pg_sys::pg_strong_random(bytes.as_mut_ptr().cast(), bytes.len()) };
+    if !ok {
+        pgrx::error!("no source of randomness");
+    }
+    u64::from_be_bytes(bytes)
+}

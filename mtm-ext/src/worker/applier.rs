@@ -1,0 +1,226 @@
+//! mtm-logrep-receiver-dynworker: applies one transaction at a time, prepares it, votes, and does
+//! what is decided.
+
+use super::spill::{self, Rows};
+use super::{inbox, resolver};
+use crate::dmq;
+use crate::pg::bgworker::{self, Caught};
+use crate::pg::rows::Applier;
+use crate::pg::shmem::{self, WorkerSlot};
+use crate::pg::{pipe, proc, segment, twophase, xact};
+use core::panic::AssertUnwindSafe;
+use core::sync::atomic::Ordering;
+use mtm_core::{Gid, NodeId};
+use mtm_node::message::{Message, Refusal};
+use mtm_paxos::commit::{ParticipantState, ParticipantStep};
+
+thread_local! {
+    static SLOT: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
+}
+
+/// Runs until the server or the receiver ends it.
+pub fn run(slot: u16) {
+    let database = shmem::header().database.load(Ordering::Relaxed);
+    bgworker::connect_to_database(database);
+    xact::set_applying();
+    bgworker::set_config(c"session_replication_role", c"replica");
+    bgworker::set_config(c"statement_timeout", c"0");
+    bgworker::set_config(c"lock_timeout", c"0");
+    bgworker::set_config(c"synchronous_commit", c"local");
+    SLOT.set(usize::from(slot));
+    pipe::with_exit_hook(|| serve(usize::from(slot)), release);
+}
+
+fn serve(slot: usize) {
+    let mine = shmem::workers(|workers| {
+        workers[slot].procno = proc::my_procno();
+        workers[slot].pid = proc::my_pid();
+        workers[slot]
+    });
+    let Some(ring) = segment::attach(mine.segment) else { return };
+    proc::wake(mine.receiver);
+    let mut applier = Applier::new();
+    let mut task = Vec::new();
+    bgworker::report_idle();
+    loop {
+        bgworker::handle_signals();
+        match ring.pop(&mut task) {
+            Ok(true) => {
+                perform(&mine, &mut applier, &task);
+                let receiver = shmem::workers(|workers| {
+                    workers[slot].gid = None;
+                    workers[slot].done += 1;
+                    workers[slot].receiver
+                });
+                proc::wake(receiver);
+                bgworker::report_idle();
+            }
+            Ok(false) => {
+                proc::wait(None, None);
+            }
+            Err(corrupt) => pgrx::error!("an apply worker's ring is corrupt: {corrupt}"),
+        }
+    }
+}
+
+/// At the worker's end: its slot and its transaction are free for others.
+fn release() {
+    let me = proc::my_procno();
+    let orphans: Vec<(Gid, Option<ParticipantStep>)> = shmem::participants(|table| {
+        let mine: Vec<Gid> =
+            table.iter().filter(|(_, part)| part.worker == me).map(|(gid, _)| *gid).collect();
+        mine.into_iter()
+            .map(|gid| {
+                let step = table.get_mut(&gid).map(|part| {
+                    part.worker = proc::NO_PROC;
+                    part.participant.failed()
+                });
+                (gid, step)
+            })
+            .collect()
+    });
+    for (gid, step) in orphans {
+        if step == Some(ParticipantStep::VoteNo) {
+            let caught = Caught {
+                sqlstate: *b"40001",
+                message: "an apply worker ended".to_owned(),
+                detail: String::new(),
+            };
+            vote_no(&gid, &caught);
+        }
+    }
+    let slot = SLOT.get();
+    let receiver = shmem::workers(|workers| {
+        core::mem::replace(&mut workers[slot], shmem::free_worker()).receiver
+    });
+    proc::wake(receiver);
+    proc::wake(shmem::header().resolver.load(Ordering::Acquire));
+}
+
+fn perform(mine: &WorkerSlot, applier: &mut Applier, task: &[u8]) {
+    let (gid, rows) = match spill::decode(task) {
+        Ok(decoded) => decoded,
+        Err(error) => pgrx::error!("malformed task for an apply worker: {error}"),
+    };
+    let me = proc::my_procno();
+    shmem::participants(|table| {
+        if let Some(part) = table.get_mut(&gid) {
+            part.worker = me;
+        }
+    });
+    proc::forget_cancel();
+    let outcome = bgworker::catching(AssertUnwindSafe(|| apply(mine.origin, applier, &gid, rows)));
+    xact::unmark_commit_record();
+    spill::remove(&gid);
+    match outcome {
+        Ok(true) => prepared(&gid),
+        Ok(false) => {
+            twophase::abort();
+            let_go(&gid);
+        }
+        Err(caught) => {
+            twophase::abort();
+            failed(&gid, &caught);
+        }
+    }
+    proc::forget_cancel();
+}
+
+/// Applies and prepares; `false` if abort was promised meanwhile.
+fn apply(origin: NodeId, applier: &mut Applier, gid: &Gid, rows: Rows<'_>) -> bool {
+    twophase::begin();
+    xact::mark_rows_of(origin);
+    applier.begin();
+    let mut ddl = |payload: &[u8]| crate::hook::apply_ddl(payload);
+    match rows {
+        Rows::Memory(bytes) => applier.apply(bytes, &mut ddl),
+        Rows::File(gid) => {
+            if let Err(error) = spill::replay(&gid, |piece| applier.apply(piece, &mut ddl)) {
+                pgrx::ereport!(
+                    ERROR,
+                    pgrx::PgSqlErrorCode::ERRCODE_IO_ERROR,
+                    format!("could not read the spill file of transaction {gid}: {error}")
+                );
+            }
+        }
+    }
+    applier.finish();
+    let may = shmem::participants(|table| {
+        table.get_mut(gid).is_some_and(|part| part.participant.try_prepare())
+    });
+    if may {
+        xact::mark_origin(mtm_core::Lsn(0));
+        twophase::prepare(&gid.to_string());
+    }
+    may
+}
+
+fn step(gid: &Gid, input: impl FnOnce(&mut shmem::Part) -> ParticipantStep) -> ParticipantStep {
+    shmem::participants(|table| table.get_mut(gid).map_or(ParticipantStep::Nothing, input))
+}
+
+fn prepared(gid: &Gid) {
+    let now = proc::now().0;
+    let next = step(gid, |part| {
+        part.asked_us = now;
+        part.participant.prepared()
+    });
+    match next {
+        ParticipantStep::VoteYes => dmq::send(gid.origin, &Message::Prepared(*gid)),
+        ParticipantStep::PersistAbort => inbox::accept_abort(gid.origin, gid),
+        _ => {}
+    }
+    await_decision(gid);
+}
+
+/// Waits for the outcome of the prepared transaction and carries it out.
+fn await_decision(gid: &Gid) {
+    loop {
+        let state = shmem::participants(|table| {
+            table.get_mut(gid).map(|part| part.participant.state())
+        });
+        match state {
+            Some(ParticipantState::Committing) => return resolver::finish(gid, true),
+            Some(ParticipantState::RollingBack) => return resolver::finish(gid, false),
+            Some(
+                ParticipantState::Prepared
+                | ParticipantState::AbortPending(_)
+                | ParticipantState::AbortAccepted(true),
+            ) => {}
+            _ => return,
+        }
+        // A cancel that was meant for the apply must not break COMMIT PREPARED.
+        proc::forget_cancel();
+        proc::wait(None, None);
+        bgworker::handle_signals();
+    }
+}
+
+fn failed(gid: &Gid, caught: &Caught) {
+    let next = step(gid, |part| {
+        part.worker = proc::NO_PROC;
+        part.participant.failed()
+    });
+    match next {
+        ParticipantStep::VoteNo => vote_no(gid, caught),
+        ParticipantStep::PersistAbort => inbox::accept_abort(gid.origin, gid),
+        _ => {}
+    }
+}
+
+fn let_go(gid: &Gid) {
+    step(gid, |part| {
+        part.worker = proc::NO_PROC;
+        ParticipantStep::Nothing
+    });
+}
+
+/// Tells the origin why its transaction cannot be prepared here.
+pub fn vote_no(gid: &Gid, caught: &Caught) {
+    let refusal = Refusal {
+        sqlstate: caught.sqlstate,
+        message: &caught.message,
+        detail: &caught.detail,
+    };
+    dmq::send(gid.origin, &Message::Refused(*gid, refusal));
+}

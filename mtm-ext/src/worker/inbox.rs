@@ -1,0 +1,206 @@
+//! Incoming messages: what a peer's sender delivers, in the backend that serves its connection.
+
+use crate::hook::commit::log_abort_accepted;
+use crate::pg::shmem::{self, Part, RefusalCopy, Text};
+use crate::pg::xact::{self, XidStatus};
+use crate::pg::{pipe, proc};
+use crate::dmq;
+use core::sync::atomic::Ordering;
+use mtm_core::{Gid, NodeId};
+use mtm_node::message::{Message, Refusal};
+use mtm_paxos::commit::{
+    Coordinator, CoordinatorState, CoordinatorStep, Decree, Participant, ParticipantStep,
+};
+
+/// Wakes every process that waits for a decision, so that it looks at its peers again.
+pub fn wake_waiters() {
+    for procno in shmem::coordinators(|c| c.processes()) {
+        proc::wake(procno);
+    }
+}
+
+/// Turns this backend into the receiving end of `from`'s messages, until the peer goes.
+pub fn accept_pipe(from: NodeId) {
+    let peer = shmem::peer(from);
+    peer.inbox_pid.store(proc::my_pid(), Ordering::Release);
+    FROM.set(Some(from));
+    pipe::with_exit_hook(
+        || {
+            pipe::begin();
+            let mut bytes = Vec::new();
+            while pipe::receive(&mut bytes) {
+                peer.last_heard_us.store(proc::now().0, Ordering::Release);
+                match Message::decode(&bytes) {
+                    Ok(message) => take(from, &message),
+                    Err(error) => pgrx::error!("malformed message from node {from}: {error}"),
+                }
+            }
+        },
+        closed,
+    );
+}
+
+thread_local! {
+    static FROM: core::cell::Cell<Option<NodeId>> = const { core::cell::Cell::new(None) };
+}
+
+fn closed() {
+    let Some(from) = FROM.take() else { return };
+    let peer = shmem::peer(from);
+    let mine = proc::my_pid();
+    // A newer connection of the same peer may have taken over.
+    if peer.inbox_pid.compare_exchange(mine, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+        peer.ready.store(0, Ordering::Release);
+        peer.last_heard_us.store(0, Ordering::Release);
+        peer.epoch.fetch_add(1, Ordering::AcqRel);
+        wake_waiters();
+    }
+}
+
+/// Handles one message.
+pub fn take(from: NodeId, message: &Message<'_>) {
+    match message {
+        Message::Heartbeat { connected, ready } => {
+            let peer = shmem::peer(from);
+            peer.connected.store(connected.bits(), Ordering::Release);
+            peer.ready.store(u32::from(*ready), Ordering::Release);
+        }
+        Message::Prepared(gid) => step_coordinator(gid, |c| c.vote(from, true)),
+        Message::Refused(gid, refusal) => refused(from, gid, refusal),
+        Message::AbortAccepted(gid) => abort_accepted(from, gid),
+        Message::Committed(gid) => step_coordinator(gid, |c| c.peer_committed(from)),
+        Message::Decided(gid, decree) => decided(from, gid, *decree),
+        Message::AskAbort(gid) => ask_abort(from, gid),
+        Message::Query(gid) => answer(from, gid),
+        Message::Undecided(gid) => postpone(gid),
+    }
+}
+
+/// Gives the coordinator an input and wakes its process if something changed.
+fn step_coordinator(gid: &Gid, step: impl FnOnce(&mut Coordinator) -> CoordinatorStep) {
+    let woken = shmem::coordinators(|c| {
+        let (procno, slot) = c.find(gid)?;
+        let step = slot.coordinator.as_mut().map(step)?;
+        (step != CoordinatorStep::Nothing).then_some(procno)
+    });
+    if let Some(procno) = woken {
+        proc::wake(procno);
+    }
+}
+
+fn refused(from: NodeId, gid: &Gid, refusal: &Refusal<'_>) {
+    let copy = RefusalCopy {
+        from,
+        sqlstate: refusal.sqlstate,
+        message: Text::new(refusal.message),
+        detail: Text::new(refusal.detail),
+    };
+    let woken = shmem::coordinators(|c| {
+        let (procno, slot) = c.find(gid)?;
+        let step = slot.coordinator.as_mut().map(|c| c.vote(from, false))?;
+        if step == CoordinatorStep::Refused {
+            slot.refusal.get_or_insert(copy);
+            return Some(procno);
+        }
+        None
+    });
+    if let Some(procno) = woken {
+        proc::wake(procno);
+    }
+}
+
+fn abort_accepted(from: NodeId, gid: &Gid) {
+    let step = shmem::coordinators(|c| {
+        let (procno, slot) = c.find(gid)?;
+        Some((procno, slot.coordinator.as_mut().map(|c| c.abort_accepted(from))?))
+    });
+    if let Some((procno, CoordinatorStep::TellAbort(members))) = step {
+        dmq::send_all(members, &Message::Decided(*gid, Decree::Abort));
+        proc::wake(procno);
+    }
+}
+
+fn decided(from: NodeId, gid: &Gid, decree: Decree) {
+    let found = shmem::participants(|table| {
+        let part = table.get_mut(gid)?;
+        Some((part.participant.decided(decree), part.worker))
+    });
+    match found {
+        Some((ParticipantStep::Commit | ParticipantStep::Rollback, proc::NO_PROC)) => {
+            proc::wake(shmem::header().resolver.load(Ordering::Acquire));
+        }
+        Some((ParticipantStep::Commit | ParticipantStep::Rollback, worker)) => proc::wake(worker),
+        Some((ParticipantStep::TellCommitted, _)) => dmq::send(from, &Message::Committed(*gid)),
+        _ => {}
+    }
+}
+
+/// The origin asks this node to accept abort.
+fn ask_abort(from: NodeId, gid: &Gid) {
+    let step = shmem::participants(|table| {
+        let fresh = || Part {
+            participant: Participant::new(),
+            lsn: mtm_core::Lsn(0),
+            worker: proc::NO_PROC,
+            asked_us: proc::now().0,
+        };
+        let part = table.entry(*gid, fresh).ok()?;
+        let step = part.participant.abort_asked();
+        if step == ParticipantStep::PersistAbort {
+            // Under the table's lock, so that the worker cannot have gone on to other work.
+            proc::cancel(part.worker);
+        }
+        Some(step)
+    });
+    match step {
+        Some(ParticipantStep::PersistAbort) => accept_abort(from, gid),
+        Some(ParticipantStep::TellAbortAccepted) => {
+            dmq::send(from, &Message::AbortAccepted(*gid));
+        }
+        _ => {}
+    }
+}
+
+/// Makes the acceptance of abort durable and tells who asked.
+pub fn accept_abort(to: NodeId, gid: &Gid) {
+    log_abort_accepted(gid);
+    let step = shmem::participants(|table| {
+        table.get_mut(gid).map(|part| part.participant.abort_durable())
+    });
+    if step == Some(ParticipantStep::TellAbortAccepted) {
+        dmq::send(to, &Message::AbortAccepted(*gid));
+    }
+}
+
+/// A peer asks for the outcome of a transaction of this node. As long as there is one generation,
+/// nobody but the origin decides: what is not committed and not running is aborted.
+fn answer(from: NodeId, gid: &Gid) {
+    if shmem::header().me() != Some(gid.origin) {
+        return;
+    }
+    let running = shmem::coordinators(|c| {
+        let (_, slot) = c.find(gid)?;
+        slot.coordinator.map(|c| c.state())
+    });
+    let decree = match running {
+        Some(CoordinatorState::Committed) => Some(Decree::Commit),
+        Some(CoordinatorState::Aborted) => Some(Decree::Abort),
+        Some(_) => None,
+        None => match xact::status_of(gid.xid) {
+            XidStatus::Committed => Some(Decree::Commit),
+            XidStatus::Aborted => Some(Decree::Abort),
+            XidStatus::InProgress => None,
+        },
+    };
+    let reply = decree.map_or(Message::Undecided(*gid), |decree| Message::Decided(*gid, decree));
+    dmq::send(from, &reply);
+}
+
+fn postpone(gid: &Gid) {
+    let now = proc::now().0;
+    shmem::participants(|table| {
+        if let Some(part) = table.get_mut(gid) {
+            part.asked_us = now;
+        }
+    });
+}

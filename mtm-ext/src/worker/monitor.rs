@@ -1,0 +1,74 @@
+//! mtm-monitor: reads the cluster's configuration at start, starts the other workers and starts
+//! them again when they end.
+
+use crate::config;
+use crate::pg::bgworker::{self, Handle, Kind};
+use crate::pg::{proc, shmem};
+use core::sync::atomic::Ordering;
+use mtm_core::{Instant, NodeId};
+use std::collections::BTreeMap;
+
+/// Pause before a worker that ended is started again.
+const RESTART_US: u64 = 500_000;
+
+struct Child {
+    handle: Option<Handle>,
+    not_before: Instant,
+}
+
+/// Runs until the server stops.
+pub fn run() {
+    shmem::header().monitor.store(proc::my_procno(), Ordering::Release);
+    config::load();
+    let mut children: BTreeMap<usize, (Kind, Child)> = BTreeMap::new();
+    loop {
+        bgworker::handle_signals();
+        let wait_us = supervise(&mut children);
+        proc::wait(None, wait_us);
+    }
+}
+
+fn wanted() -> Vec<Kind> {
+    let header = shmem::header();
+    if header.me().is_none() {
+        return Vec::new();
+    }
+    let receivers = header.peers_set().iter().map(NodeId::get).map(Kind::Receiver);
+    let mut all = vec![Kind::Resolver, Kind::Sender];
+    if header.recovered.load(Ordering::Acquire) != 0 {
+        all.extend(receivers);
+    }
+    all
+}
+
+/// Starts what is missing; returns when to look again, if that is before the next event.
+fn supervise(children: &mut BTreeMap<usize, (Kind, Child)>) -> Option<u64> {
+    let now = proc::now();
+    let wanted = wanted();
+    for kind in &wanted {
+        children.entry(kind.number()).or_insert_with(|| {
+            (*kind, Child { handle: None, not_before: Instant(0) })
+        });
+    }
+    let mut wait_us = None;
+    for (kind, child) in children.values_mut() {
+        if child.handle.as_ref().is_some_and(Handle::has_ended) {
+            child.handle = None;
+            child.not_before = now.plus_us(RESTART_US);
+        }
+        if child.handle.is_some() || !wanted.contains(kind) {
+            continue;
+        }
+        if child.not_before > now {
+            wait_us = Some(wait_us.unwrap_or(u64::MAX).min(child.not_before.since(now)));
+            continue;
+        }
+        child.handle = bgworker::start(*kind);
+        if child.handle.is_none() {
+            child.not_before = now.plus_us(10 * RESTART_US);
+            wait_us = Some(RESTART_US);
+            pgrx::warning!("could not start a worker: max_worker_processes is too low");
+        }
+    }
+    wait_us
+}

@@ -70,8 +70,8 @@ pub fn checksums(server: &Server) -> Result<BTreeMap<String, String>> {
     for table in tables.into_iter().flatten().flatten() {
         let sum = session
             .one(&format!(
-                "SELECT count(*) || ' rows, sum ' || coalesce(sum(hashtextextended(t::text, 0)::numeric), 0)
-                   FROM ONLY {table} t"
+                "SELECT count(*) || ' rows, sum ' || coalesce(sum(hashtextextended(whole_row::text, 0)::numeric), 0)
+                   FROM ONLY {table} whole_row"
             ))
             .with_context(|| format!("checksum of {table} on node {}", server.id))?;
         sums.insert(table, sum);

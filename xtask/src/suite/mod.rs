@@ -21,6 +21,7 @@ mod twophase;
 use crate::artefacts::Profile;
 use crate::cluster::{Cluster, Kind, Order};
 use crate::host::default_directory;
+use crate::server::Server;
 use anyhow::Result;
 use arena::Arena;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -82,6 +83,8 @@ pub struct Plan {
     pub profile: Profile,
     /// Settings for every node.
     pub set: Vec<(String, String)>,
+    /// Three names for one plain server, to test the checks themselves.
+    pub plain: bool,
 }
 
 /// How many checks passed and failed.
@@ -120,15 +123,24 @@ pub fn run(plan: &Plan) -> Result<Tally> {
         None => default_directory("test")?,
     };
     Cluster::clear(&dir)?;
+    let (kind, nodes) = if plan.plain {
+        (Kind::Plain, 1)
+    } else {
+        (Kind::Multimaster, 3)
+    };
     let order = Order {
-        kind: Kind::Multimaster,
-        nodes: 3,
+        kind,
+        nodes,
         dir,
         port: None,
         set: plan.set.clone(),
         profile: plan.profile,
     };
     let mut arena = Arena::new(Cluster::create(&order)?);
+    if plan.plain {
+        let only = arena.cluster.nodes[0].clone();
+        arena.cluster.nodes = (1..=3).map(|id| Server { id, ..only.clone() }).collect();
+    }
     let mut tally = Tally::default();
     for group in GROUPS {
         tally.add(run_group(&mut arena, group, plan, &order)?);

@@ -27,8 +27,8 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("bytea", "'\\x00ff10'"),
     ("\"char\"", "'c'"),
     ("name", "'a name'"),
-    ("int8", "-9223372036854775808"),
-    ("int2", "-32768"),
+    ("int8", "'-9223372036854775808'"),
+    ("int2", "'-32768'"),
     ("int4", "2147483647"),
     ("text", "E'text with \\'quotes\\', \\n and \u{20ac}'"),
     ("oid", "4294967295"),
@@ -156,7 +156,8 @@ fn user_defined_types(a: &Arena) -> Result<()> {
     )?;
     a.run(3, "ALTER TYPE r_mood ADD VALUE 'great'")?;
     a.run(1, "UPDATE r_user SET m = 'great' WHERE id = 2")?;
-    let all = a.same("SELECT string_agg(t::text, '/' ORDER BY id) FROM r_user t")?;
+    let all =
+        a.same("SELECT string_agg(whole_row::text, '/' ORDER BY id) FROM r_user whole_row")?;
     ensure!(all.contains("changed") && all.contains("great"), "{all}");
     let error = a
         .on(2)?
@@ -176,7 +177,8 @@ fn range_and_multirange_types(a: &Arena) -> Result<()> {
         .on(3)?
         .refused("INSERT INTO r_range(id, i) VALUES (3, '[4,6)')")?;
     ensure!(error.state == "23P01", "{error}");
-    let all = a.same("SELECT string_agg(t::text, '/' ORDER BY id) FROM r_range t")?;
+    let all =
+        a.same("SELECT string_agg(whole_row::text, '/' ORDER BY id) FROM r_range whole_row")?;
     ensure!(all.contains("[1,5)") && all.contains("[1.5,2.5]"), "{all}");
     Ok(())
 }
@@ -249,7 +251,7 @@ fn generated_columns(a: &Arena) -> Result<()> {
     )?;
     a.run(2, "INSERT INTO r_generated(id, a) SELECT g, g FROM generate_series(1, 10) g; UPDATE r_generated SET a = a + 100 WHERE id = 3")?;
     a.expect("SELECT sum(b) FROM r_generated", "310")?;
-    a.same("SELECT string_agg(t::text, '/' ORDER BY id) FROM r_generated t")?;
+    a.same("SELECT string_agg(whole_row::text, '/' ORDER BY id) FROM r_generated whole_row")?;
     Ok(())
 }
 

@@ -87,7 +87,11 @@ fn reserved_gid_is_refused(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE t_reserved(id int PRIMARY KEY)")?;
     let session = a.on(1)?;
     session.run("BEGIN; INSERT INTO t_reserved VALUES (1)")?;
-    let error = session.refused("PREPARE TRANSACTION 'MTM-1-1000-1'")?;
+    let refused = session.refused("PREPARE TRANSACTION 'MTM-1-1000-1'");
+    if refused.is_err() {
+        session.run("ROLLBACK PREPARED 'MTM-1-1000-1'")?;
+    }
+    let error = refused?;
     ensure!(!error.state.is_empty() && error.state != "XX000", "{error}");
     a.expect("SELECT count(*) FROM t_reserved", "0")
 }

@@ -194,6 +194,13 @@ fn take_dir(arguments: &mut Vec<String>) -> Result<Option<PathBuf>> {
 
 fn start(up: Up, dir: PathBuf) -> Result<()> {
     let profile = Profile::choose(up.profile)?;
+    if Cluster::load(&dir).is_ok_and(|cluster| !cluster.complete) {
+        eprintln!(
+            "Removing a cluster that was not completed in {}.",
+            dir.display()
+        );
+        Cluster::clear(&dir)?;
+    }
     let cluster = if dir.join("cluster.json").exists() {
         let mut cluster = Cluster::load(&dir)?;
         if !up.set.is_empty() || up.port.is_some() || up.nodes != cluster.nodes.len() {

@@ -64,6 +64,8 @@ pub struct Cluster {
     pub settings: Vec<(String, String)>,
     /// The servers, in order of their numbers.
     pub nodes: Vec<Server>,
+    /// Whether all of them were made and are what they should be to each other.
+    pub complete: bool,
 }
 
 impl Cluster {
@@ -80,19 +82,31 @@ impl Cluster {
             }
         };
         let mut cluster = Self::lay_out(order)?;
-        if let Some(library) = &library {
-            artefacts::stage(library, &cluster.dir.join("tree"))?;
-        }
         cluster.save()?;
-        match order.kind {
-            Kind::Streaming => cluster.create_streaming()?,
-            Kind::Multimaster | Kind::Plain => cluster.create_equal()?,
+        if let Err(error) = cluster.make(library.as_deref()) {
+            // Nothing half made keeps running; its files stay to be looked at.
+            for server in &cluster.nodes {
+                server.kill()?;
+            }
+            return Err(error);
         }
+        cluster.complete = true;
         cluster.save()?;
-        if order.kind == Kind::Multimaster {
-            cluster.unite()?;
-        }
         Ok(cluster)
+    }
+
+    fn make(&mut self, library: Option<&Path>) -> Result<()> {
+        if let Some(library) = library {
+            artefacts::stage(library, &self.dir.join("tree"))?;
+        }
+        match self.kind {
+            Kind::Streaming => self.create_streaming(),
+            Kind::Plain => self.create_equal(),
+            Kind::Multimaster => {
+                self.create_equal()?;
+                self.unite()
+            }
+        }
     }
 
     fn lay_out(order: &Order) -> Result<Self> {
@@ -126,6 +140,7 @@ impl Cluster {
             version,
             settings: order.set.clone(),
             nodes,
+            complete: false,
         })
     }
 

@@ -54,7 +54,7 @@ pub fn state(pid: i32) -> Option<State> {
 
 /// Sends `signal` to every process of the server, again until none is left out: a postmaster that
 /// has not got the signal yet may fork meanwhile.
-pub fn signal_all(data: &Path, signal: Signal) {
+pub fn signal_all(data: &Path, signal: Signal) -> Vec<i32> {
     let mut done = Vec::new();
     loop {
         let new: Vec<i32> = of_server(data)
@@ -62,7 +62,7 @@ pub fn signal_all(data: &Path, signal: Signal) {
             .filter(|pid| !done.contains(pid))
             .collect();
         if new.is_empty() {
-            return;
+            return done;
         }
         for pid in new {
             // A process that went away meanwhile needs no signal.
@@ -72,14 +72,21 @@ pub fn signal_all(data: &Path, signal: Signal) {
     }
 }
 
-/// Waits until no process of the server is left.
+/// Waits until `pids` are gone: not only dead, but collected by their parent. A dead process that
+/// has not been collected still has its number, and a new postmaster takes it for a live one.
 ///
 /// # Errors
-/// After `limit`.
-pub fn wait_gone(data: &Path, limit: Duration) -> Result<()> {
-    crate::wait::until("all processes of the server are gone", limit, || {
-        Ok(of_server(data).is_empty().then_some(()))
-    })
+/// When one is still alive after `limit`; dead ones that nobody collects are left behind.
+pub fn wait_gone(pids: &[i32], limit: Duration) -> Result<()> {
+    let there = |pid: &i32| Path::new(&format!("/proc/{pid}")).exists();
+    let waited = crate::wait::until("all processes of the server are gone", limit, || {
+        Ok((!pids.iter().any(there)).then_some(()))
+    });
+    if pids.iter().any(|pid| state(*pid).is_some()) {
+        waited
+    } else {
+        Ok(())
+    }
 }
 
 /// Resident private memory of all processes of the server, in bytes.

@@ -191,21 +191,27 @@ impl Server {
     /// # Errors
     /// When they do not go away.
     pub fn kill(&self) -> Result<()> {
-        if let Some(pid) = self.postmaster() {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
+        let mut pids: Vec<i32> = self.postmaster().into_iter().collect();
+        for pid in &pids {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGKILL);
         }
-        process::signal_all(&self.data, Signal::SIGKILL);
-        process::wait_gone(&self.data, Duration::from_secs(30))
+        pids.extend(process::signal_all(&self.data, Signal::SIGKILL));
+        process::wait_gone(&pids, Duration::from_secs(15))?;
+        // Where nobody collects dead processes the number in this file would look alive for ever.
+        if process::of_server(&self.data).is_empty() {
+            let _ = std::fs::remove_file(self.data.join("postmaster.pid"));
+        }
+        Ok(())
     }
 
     /// Freezes every process of the server.
     pub fn freeze(&self) {
-        process::signal_all(&self.data, Signal::SIGSTOP);
+        let _ = process::signal_all(&self.data, Signal::SIGSTOP);
     }
 
     /// Lets a frozen server go on.
     pub fn thaw(&self) {
-        process::signal_all(&self.data, Signal::SIGCONT);
+        let _ = process::signal_all(&self.data, Signal::SIGCONT);
     }
 
     /// The postmaster's process id if it is alive.

@@ -147,6 +147,7 @@ impl Arena {
                 Life::Running => {}
             }
         }
+        self.roll_back_users_prepared();
         if self.can_write().is_ok() {
             return Ok(());
         }
@@ -172,6 +173,17 @@ impl Arena {
         Cluster::clear(&self.cluster.dir)?;
         self.cluster = Cluster::create(order)?;
         Ok(())
+    }
+
+    /// A failed check may have left its own two-phase transactions; they are not ours to keep.
+    fn roll_back_users_prepared(&self) {
+        for id in self.ids() {
+            let Ok(session) = self.on(id) else { continue };
+            let found = session.run("SELECT gid FROM pg_prepared_xacts WHERE gid LIKE 'user-%'");
+            for gid in found.into_iter().flatten().flatten().flatten() {
+                let _ = session.run(&format!("ROLLBACK PREPARED '{gid}'"));
+            }
+        }
     }
 
     /// Remembers where the logs end now.

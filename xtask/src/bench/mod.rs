@@ -129,7 +129,7 @@ pub fn run(options: &Options) -> Result<()> {
             cluster.destroy()?;
         }
     }
-    let report = report::Report::new(measured?, options)?;
+    let report = report::Report::new(measured?, options, &dir)?;
     println!("{}", report.text());
     if let Some(file) = &options.save {
         write(file, &report.markdown(options.plot.as_deref()))?;

@@ -45,7 +45,7 @@ impl Report {
     ///
     /// # Errors
     /// When the conditions of the machine cannot be found out.
-    pub fn new(measured: Vec<(Key, Vec<Sample>)>, options: &Options) -> Result<Self> {
+    pub fn new(measured: Vec<(Key, Vec<Sample>)>, options: &Options, dir: &Path) -> Result<Self> {
         let mut rows: Vec<Row> = measured
             .into_iter()
             .map(|(key, samples)| row(key, samples))
@@ -61,7 +61,7 @@ impl Report {
         }
         Ok(Self {
             rows,
-            conditions: conditions(options)?,
+            conditions: conditions(options, dir)?,
         })
     }
 
@@ -158,7 +158,7 @@ fn row(key: Key, samples: Vec<Sample>) -> Row {
     }
 }
 
-fn conditions(options: &Options) -> Result<Vec<String>> {
+fn conditions(options: &Options, dir: &Path) -> Result<Vec<String>> {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu
         .lines()
@@ -183,13 +183,13 @@ fn conditions(options: &Options) -> Result<Vec<String>> {
             options.scale,
             load.join(" ")
         ),
-        format!("median fdatasync of 8 kB here: {:.2} ms", flush_time()?),
+        format!("median fdatasync of 8 kB here: {:.2} ms", flush_time(dir)?),
     ])
 }
 
 /// Median time of one small durable write in milliseconds.
-fn flush_time() -> Result<f64> {
-    let path = crate::host::repository().join(".mtm-flush-probe");
+fn flush_time(dir: &Path) -> Result<f64> {
+    let path = dir.join("flush-probe");
     let mut file = std::fs::File::create(&path)?;
     let mut times = Vec::new();
     for _ in 0..100 {

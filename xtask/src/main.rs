@@ -1,2 +1,4 @@
-//! One command for people, tests and CI.
-fn main() {}
+//! `cargo xtask`: see `xtask::cli`.
+fn main() -> std::process::ExitCode {
+    xtask::cli::main()
+}

@@ -141,7 +141,12 @@ const IDENTITY: &str = "SELECT s.system_identifier::text || ' ' || \
      FROM pg_catalog.pg_control_system() AS s";
 
 fn own_identity() -> String {
-    Spi::get_one::<String>(IDENTITY).ok().flatten().unwrap_or_default()
+    // Not Spi::get_one: it assigns a transaction number, for whose end slots would wait.
+    let identity = Spi::connect(|client| {
+        let rows = client.select(IDENTITY, Some(1), &[])?;
+        rows.first().get_one::<String>()
+    });
+    identity.ok().flatten().unwrap_or_default()
 }
 
 type Checked = (Conn, (String, i32), Vec<String>);

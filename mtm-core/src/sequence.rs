@@ -1,8 +1,11 @@
 //! Which values of a sequence belong to which node.
 //!
-//! In the default mode every node hands out its own residue class: node `k` of stride `n` starts
-//! at `start + (k - 1) * increment` and steps by `increment * n`. The classes never meet, so no
+//! In the default mode every node hands out its own residue class: with `START 1 INCREMENT 1`,
+//! node `k` of stride `n` hands out `k`, `k + n`, `k + 2n` and so on. The classes never meet, so no
 //! message is needed to hand out a value.
+//!
+//! Classes do not depend on where a sequence starts, only on its increment and the stride: moving
+//! a sequence never makes one node's future values another node's past.
 
 use crate::NodeId;
 use core::fmt;
@@ -95,10 +98,16 @@ impl Definition {
         i128::from(self.increment).abs() * i128::from(share.stride)
     }
 
-    /// Some value of the class, perhaps out of every range.
+    /// Some value of the class, perhaps out of every range: on node 1 the value nearest to zero
+    /// that a single server could reach from `start`, on the others the values behind it.
     fn anchor(&self, share: Share) -> i128 {
         let behind = i128::from(share.node.get()) - 1;
-        i128::from(self.start) + behind * i128::from(self.increment)
+        let (start, step) = (i128::from(self.start), i128::from(self.increment));
+        if self.ascending() {
+            1 + (start - 1).rem_euclid(step) + behind * step
+        } else {
+            -1 - (-start - 1).rem_euclid(-step) + behind * step
+        }
     }
 
     /// Whether `value` is the node's.
@@ -142,7 +151,7 @@ impl Definition {
             step.ok_or(TooNarrow::Increment { increment: self.increment, stride })?;
         let mut mine = Self { increment, ..*self };
         let limit = if self.ascending() { self.max } else { self.min };
-        mine.start = self.first_from(share, self.anchor(share)).unwrap_or(limit);
+        mine.start = self.first_from(share, self.start.into()).unwrap_or(limit);
         if self.cycle {
             let narrow = TooNarrow::Range { stride, min: self.min, max: self.max };
             let lap = self.lap_start(share).ok_or(narrow)?;
@@ -154,7 +163,7 @@ impl Definition {
             if mine.min >= mine.max {
                 return Err(narrow);
             }
-            mine.start = self.first_from(share, self.anchor(share)).unwrap_or(lap);
+            mine.start = self.first_from(share, self.start.into()).unwrap_or(lap);
         }
         Ok(mine)
     }
@@ -164,6 +173,9 @@ impl Definition {
     ///
     /// Nothing changes when the next value is the node's anyway.
     pub fn position(&self, share: Share, at: Position) -> Position {
+        if share.stride == 1 {
+            return at;
+        }
         let last = i128::from(at.last);
         let next = if at.called { last + i128::from(self.increment) } else { last };
         if let Some(first) = self.first_from(share, next) {
@@ -254,6 +266,27 @@ mod tests {
     fn a_step_beyond_64_bits_is_refused() {
         let d = Definition { increment: i64::MAX / 2, ..plain() };
         assert!(matches!(d.on_node(share(1, 3)), Err(TooNarrow::Increment { .. })));
+    }
+
+    #[test]
+    fn a_new_start_keeps_the_classes() {
+        for start in [-7, 0, 1, 2, 100] {
+            let d = Definition { start, min: -10, ..plain() };
+            assert!(d.owns(share(2, 3), 5) && d.owns(share(1, 3), 4) && d.owns(share(3, 3), 0));
+        }
+    }
+
+    #[test]
+    fn a_descending_sequence_counts_down_from_the_node() {
+        let d = Definition { start: -1, increment: -2, min: i64::MIN, max: -1, cycle: false };
+        assert_eq!(d.on_node(share(3, 3)).unwrap().start, -5);
+        assert_eq!(d.on_node(share(3, 3)).unwrap().increment, -6);
+    }
+
+    #[test]
+    fn a_cycle_too_short_for_all_is_refused() {
+        let d = Definition { max: 3, cycle: true, ..plain() };
+        assert!(matches!(d.on_node(share(3, 3)), Err(TooNarrow::Range { .. })));
     }
 
     proptest! {

@@ -26,5 +26,6 @@ extern "C-unwind" fn _PG_init() {
     pg::shmem::init();
     pg::xact::init();
     hook::init();
+    pg::ddl::init();
     worker::init();
 }

@@ -7,12 +7,14 @@
 pub mod bgworker;
 pub mod compat;
 pub mod conn;
+pub mod ddl;
 pub mod message;
 pub mod pgflags;
 pub mod pipe;
 pub mod plugin;
 pub mod proc;
 pub mod rows;
+pub mod sequences;
 pub mod shmem;
 pub mod sys;
 pub mod twophase;

@@ -51,7 +51,10 @@ impl Flags {
     pub const REFILL: Self = Self(1 << 4);
     /// Triggers fire as on the origin, since no rows travel.
     pub const FIRE_TRIGGERS: Self = Self(1 << 5);
-    const ALL: u16 = (1 << 6) - 1;
+    /// What is to be dropped may be missing: a failed CREATE INDEX CONCURRENTLY left it on the
+    /// origin alone.
+    pub const MISSING_OK: Self = Self(1 << 6);
+    const ALL: u16 = (1 << 7) - 1;
 
     /// Both sets.
     #[must_use]

@@ -6,7 +6,7 @@ use super::{context, emit, relations};
 use crate::pg::sequences;
 use mtm_core::sequence::Position;
 use mtm_logrep::ddl::{Flags, Message, Rows, Statement};
-use pgrx::pg_sys::{self, AlterTableType, NodeTag};
+use pgrx::pg_sys::{self, NodeTag};
 use pgrx::{PgSqlErrorCode, ereport};
 use std::cell::Cell;
 use std::ffi::CStr;
@@ -150,16 +150,10 @@ unsafe fn bend(raw: *mut pg_sys::RawStmt, flags: Flags) -> *const pg_sys::RangeV
             NodeTag::T_IndexStmt if flags.has(Flags::NOT_CONCURRENTLY) => {
                 (*stmt.cast::<pg_sys::IndexStmt>()).concurrent = false;
             }
-            NodeTag::T_DropStmt if flags.has(Flags::NOT_CONCURRENTLY) => {
-                (*stmt.cast::<pg_sys::DropStmt>()).concurrent = false;
-            }
-            NodeTag::T_AlterTableStmt if flags.has(Flags::NOT_CONCURRENTLY) => {
-                let commands = (*stmt.cast::<pg_sys::AlterTableStmt>()).cmds;
-                for command in elements::<pg_sys::AlterTableCmd>(commands) {
-                    if (*command).subtype == AlterTableType::AT_DetachPartition {
-                        (*(*command).def.cast::<pg_sys::PartitionCmd>()).concurrent = false;
-                    }
-                }
+            NodeTag::T_DropStmt => {
+                let drop = stmt.cast::<pg_sys::DropStmt>();
+                (*drop).concurrent = false;
+                (*drop).missing_ok |= flags.has(Flags::MISSING_OK);
             }
             _ => {}
         }

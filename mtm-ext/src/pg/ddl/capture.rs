@@ -10,9 +10,16 @@ use pgrx::{PgSqlErrorCode, ereport};
 use std::ffi::{CStr, c_char};
 
 /// What must still be said after a captured statement has run.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Captured {
-    ends: bool,
+#[derive(Clone, Debug)]
+pub(crate) enum Captured {
+    /// Nothing.
+    Nothing,
+    /// That it has ended.
+    End,
+    /// The statement itself. What runs CONCURRENTLY commits in between and must not have a
+    /// transaction number before; its last transaction, which makes the index valid or removes
+    /// it, takes the statement to the peers.
+    Whole(Box<Statement>),
 }
 
 /// What to send of a statement.
@@ -55,8 +62,13 @@ pub(crate) unsafe fn before(
 
 /// Says what is to be said after the statement has run.
 pub(crate) fn after(captured: Captured) {
-    if captured.ends {
-        emit(&Message::End);
+    match captured {
+        Captured::Nothing => {}
+        Captured::End => emit(&Message::End),
+        Captured::Whole(statement) => {
+            mark_replicable();
+            emit(&Message::Statement(*statement));
+        }
     }
 }
 
@@ -65,8 +77,7 @@ unsafe fn announce(stmt: *mut pg_sys::Node, text: Vec<u8>) -> Option<Captured> {
     let shipment = unsafe { shipment(stmt, text) }?;
     let identity = context::identity();
     let (transaction_time, statement_time) = context::times();
-    mark_replicable();
-    emit(&Message::Statement(Statement {
+    let statement = Statement {
         rows: shipment.rows,
         flags: shipment.flags,
         transaction_time,
@@ -76,8 +87,14 @@ unsafe fn announce(stmt: *mut pg_sys::Node, text: Vec<u8>) -> Option<Captured> {
         security_context: identity.security_context,
         text: shipment.text,
         settings: context::settings(),
-    }));
-    Some(Captured { ends: shipment.rows != Rows::Ordinary })
+    };
+    if statement.flags.has(Flags::NOT_CONCURRENTLY) {
+        return Some(Captured::Whole(Box::new(statement)));
+    }
+    let ends = statement.rows != Rows::Ordinary;
+    mark_replicable();
+    emit(&Message::Statement(statement));
+    Some(if ends { Captured::End } else { Captured::Nothing })
 }
 
 /// EXPLAIN ANALYZE of a statement that creates a relation, as that statement.
@@ -167,9 +184,14 @@ unsafe fn other_database(name: *const c_char) -> bool {
 }
 
 unsafe fn exists(relation: *const pg_sys::RangeVar) -> bool {
+    // SAFETY: as the caller promises.
+    unsafe { look_up(relation) != pg_sys::InvalidOid }
+}
+
+unsafe fn look_up(relation: *const pg_sys::RangeVar) -> pg_sys::Oid {
     let flags = pg_sys::RVROption::RVR_MISSING_OK;
     // SAFETY: a look-up without lock.
-    let found = unsafe {
+    unsafe {
         pg_sys::RangeVarGetRelidExtended(
             relation,
             pg_sys::NoLock as i32,
@@ -177,8 +199,7 @@ unsafe fn exists(relation: *const pg_sys::RangeVar) -> bool {
             None,
             core::ptr::null_mut(),
         )
-    };
-    found != pg_sys::InvalidOid
+    }
 }
 
 /// What to send of a statement; nothing when it is about temporary objects only.
@@ -223,9 +244,7 @@ unsafe fn shipment(stmt: *mut pg_sys::Node, text: Vec<u8>) -> Option<Shipment> {
             NodeTag::T_IndexStmt if (*stmt.cast::<pg_sys::IndexStmt>()).concurrent => {
                 (Rows::Ordinary, Flags::NOT_CONCURRENTLY)
             }
-            NodeTag::T_DropStmt if (*stmt.cast::<pg_sys::DropStmt>()).concurrent => {
-                (Rows::Ordinary, Flags::NOT_CONCURRENTLY)
-            }
+            NodeTag::T_DropStmt => (Rows::Ordinary, drop_flags(stmt.cast())),
             _ => (Rows::Ordinary, Flags::NONE),
         }
     };
@@ -261,11 +280,45 @@ unsafe fn alter_table(stmt: *mut pg_sys::AlterTableStmt) -> (Rows, Flags) {
         if kind == AlterTableType::AT_DetachPartition {
             // SAFETY: the partition comes as a PartitionCmd.
             if unsafe { (*def.cast::<pg_sys::PartitionCmd>()).concurrent } {
-                flags = flags.with(Flags::NOT_CONCURRENTLY);
+                refuse_detach();
             }
         }
     }
     (rows, flags)
+}
+
+/// DROP INDEX may be concurrent, or about an index that only this node has.
+unsafe fn drop_flags(stmt: *mut pg_sys::DropStmt) -> Flags {
+    // SAFETY: a valid DropStmt.
+    let (kind, concurrent, objects) =
+        unsafe { ((*stmt).removeType, (*stmt).concurrent, (*stmt).objects) };
+    let mut flags = if concurrent { Flags::NOT_CONCURRENTLY } else { Flags::NONE };
+    if kind != pg_sys::ObjectType::OBJECT_INDEX {
+        return flags;
+    }
+    // SAFETY: indexes are named by lists of String nodes.
+    for names in unsafe { elements::<pg_sys::List>(objects) } {
+        // SAFETY: as above.
+        let relid = unsafe { look_up(pg_sys::makeRangeVarFromNameList(names)) };
+        // SAFETY: cache look-ups; only an index has a row there.
+        let failed = unsafe {
+            pg_sys::get_rel_relkind(relid) == pg_sys::RELKIND_INDEX as i8
+                && !pg_sys::get_index_isvalid(relid)
+        };
+        if failed {
+            flags = flags.with(Flags::MISSING_OK);
+        }
+    }
+    flags
+}
+
+fn refuse_detach() -> ! {
+    ereport!(
+        ERROR,
+        PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+        "cannot replicate DETACH PARTITION CONCURRENTLY",
+        "Use DETACH PARTITION without CONCURRENTLY."
+    );
 }
 
 /// The text must be what runs: another extension may have built the statement without one.

@@ -10,7 +10,6 @@ static mut PREVIOUS: pg_sys::ProcessUtility_hook_type = None;
 
 /// Installs all hooks of this module, at library load.
 pub(crate) fn init() {
-    session::define_settings();
     // SAFETY: at library load nothing runs beside us.
     unsafe {
         PREVIOUS = pg_sys::ProcessUtility_hook;

@@ -20,7 +20,6 @@ mod session;
 mod setval;
 mod table_as;
 mod temporary;
-mod testing;
 
 pub(crate) use apply::apply;
 pub(crate) use hook::init;

@@ -151,7 +151,9 @@ impl SendPlan {
 
 /// Whether rows of this table go to peers at all.
 fn travels(relid: Oid, class: &pg_sys::FormData_pg_class, schema: &[u8]) -> bool {
-    class.relkind as u8 == pg_sys::RELKIND_RELATION
+    let kind = class.relkind as u8;
+    // Materialized views are refreshed on one node, and their rows travel.
+    (kind == pg_sys::RELKIND_RELATION || kind == pg_sys::RELKIND_MATVIEW)
         && class.relpersistence as u8 == pg_sys::RELPERSISTENCE_PERMANENT
         && class.relrewrite == pg_sys::InvalidOid
         && !types::is_built_in(relid)

@@ -9,6 +9,7 @@ mod lsn;
 mod machine;
 mod node;
 mod number;
+pub mod sequence;
 pub mod wire;
 
 pub use gid::{Gid, ParseGidError};

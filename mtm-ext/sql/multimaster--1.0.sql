@@ -37,6 +37,23 @@ COMMENT ON FUNCTION mtm.nodes() IS 'all nodes of the cluster as this one sees th
 
 CREATE VIEW mtm.cluster_nodes AS SELECT id, conninfo, is_self FROM mtm.nodes();
 
+CREATE TABLE mtm.sequence_definitions (
+    sequence oid PRIMARY KEY, node int NOT NULL, stride int NOT NULL, start bigint NOT NULL,
+    increment bigint NOT NULL, min bigint NOT NULL, max bigint NOT NULL, cycle boolean NOT NULL);
+COMMENT ON TABLE mtm.sequence_definitions IS
+    'what users said of sequences, before each node got its share of the values';
+
+CREATE FUNCTION mtm.setval(regclass, bigint) RETURNS bigint
+    LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mtm_setval2_wrapper';
+CREATE FUNCTION mtm.setval(regclass, bigint, boolean) RETURNS bigint
+    LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mtm_setval3_wrapper';
+CREATE FUNCTION mtm.adjust_sequences() RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'adjust_sequences_wrapper';
+CREATE FUNCTION mtm.alter_sequences() RETURNS bool
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'alter_sequences_wrapper';
+COMMENT ON FUNCTION mtm.alter_sequences() IS 'gives every node its share of every sequence';
+REVOKE ALL ON FUNCTION mtm.adjust_sequences(), mtm.alter_sequences() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION mtm.init_cluster(text, text[]), mtm.check_node(int),
     mtm.configure_node(text, int, text[]), mtm.unconfigure_node(), mtm.nodes() FROM PUBLIC;
 REVOKE ALL ON PROCEDURE mtm.dmq_receive(int, text) FROM PUBLIC;

@@ -22,9 +22,11 @@ extern "C-unwind" fn _PG_init() {
         // CREATE EXTENSION and walsenders of another configuration get a hint, not a crash.
         return;
     }
+    pg::bgworker::quiet_backtraces();
     guc::init();
     pg::shmem::init();
     pg::xact::init();
     hook::init();
+    pg::ddl::init();
     worker::init();
 }

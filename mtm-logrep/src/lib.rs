@@ -2,5 +2,6 @@
 #![forbid(unsafe_code)]
 
 pub mod announcement;
+pub mod ddl;
 pub mod row;
 pub mod stream;

@@ -1,6 +1,7 @@
 //! What happens inside users' transactions.
 
 pub mod commit;
+pub mod ddl;
 
 /// Installs the hooks. Only in `_PG_init` under `shared_preload_libraries`.
 pub fn init() {}
@@ -11,6 +12,6 @@ pub fn is_local(_relation: pgrx::pg_sys::Oid) -> bool {
 }
 
 /// Executes a captured statement of another node.
-pub fn apply_ddl(_payload: &[u8]) {
-    pgrx::error!("DDL from another node cannot be applied by this version");
+pub fn apply_ddl(payload: &[u8]) {
+    crate::pg::ddl::apply(payload);
 }

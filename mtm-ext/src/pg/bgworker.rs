@@ -12,6 +12,12 @@ pub fn preloading() -> bool {
     unsafe { pg_sys::process_shared_preload_libraries_in_progress }
 }
 
+/// Keeps Rust's backtraces out of users' error messages, whatever the server inherited.
+pub fn quiet_backtraces() {
+    // SAFETY: in _PG_init of the single-threaded postmaster.
+    unsafe { std::env::remove_var("RUST_BACKTRACE") }
+}
+
 /// What a worker is; its number goes into `bgw_main_arg`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {

@@ -7,6 +7,7 @@
 pub mod bgworker;
 pub mod compat;
 pub mod conn;
+pub mod ddl;
 pub mod lockwait;
 pub mod message;
 pub mod pgflags;
@@ -15,6 +16,7 @@ pub mod plugin;
 pub mod proc;
 pub mod rows;
 pub mod segment;
+pub mod sequences;
 pub mod shmem;
 pub mod sqlrun;
 pub mod sys;

@@ -9,6 +9,7 @@ use super::rows::{Encoded, RowEncoder};
 use core::ffi::{CStr, c_char, c_int};
 use mtm_core::{Gid, Lsn};
 use mtm_logrep::announcement::{Announcement, DDL_PREFIX, PREFIX};
+use mtm_logrep::ddl::{self, Rows};
 use mtm_logrep::row::RowWriter;
 use mtm_logrep::stream::StreamMessage;
 use pgrx::pg_sys;
@@ -21,6 +22,8 @@ struct Plugin {
     encoder: RowEncoder,
     /// The announced transaction being replayed.
     current: Option<Current>,
+    /// What becomes of rows at this point of the transaction.
+    rows: Rows,
     /// The message being built.
     buffer: Vec<u8>,
 }
@@ -78,11 +81,13 @@ unsafe extern "C-unwind" fn startup(
     // SAFETY: PostgreSQL's arguments; the box is freed in `shutdown`.
     unsafe {
         (*options).output_type = pg_sys::OutputPluginOutputType::OUTPUT_PLUGIN_BINARY_OUTPUT;
-        (*options).receive_rewrites = false;
+        // ALTER TABLE with values that only this node knows ships the rewritten rows.
+        (*options).receive_rewrites = true;
         let binary = crate::guc::BINARY_BASETYPES.get();
         let plugin = Plugin {
             encoder: RowEncoder::new((*ctx).context, binary, crate::hook::is_local),
             current: None,
+            rows: Rows::Ordinary,
             buffer: Vec::with_capacity(1024),
         };
         (*ctx).output_plugin_private = Box::into_raw(Box::new(plugin)).cast();
@@ -137,7 +142,9 @@ unsafe extern "C-unwind" fn ignore_rollback_prepared(
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn begin_prepare(ctx: Context, _txn: Txn) {
     // SAFETY: within a callback.
-    unsafe { plugin(ctx) }.encoder.begin_transaction();
+    let plugin = unsafe { plugin(ctx) };
+    plugin.encoder.begin_transaction();
+    plugin.rows = Rows::Ordinary;
 }
 
 #[pgrx::pg_guard]
@@ -153,7 +160,19 @@ unsafe extern "C-unwind" fn change(
         if plugin.current.as_ref().is_none_or(|current| current.failed) {
             return;
         }
-        match plugin.encoder.encode_change(relation, change, &mut plugin.buffer) {
+        let rewritten = (*(*relation).rd_rel).relrewrite;
+        let encoded = match (plugin.rows, rewritten != pg_sys::InvalidOid) {
+            (Rows::None, _) | (Rows::Ordinary, true) => return,
+            (_, false) => plugin.encoder.encode_change(relation, change, &mut plugin.buffer),
+            (Rows::WithRewritten, true) => {
+                // The table itself: it has the new columns already.
+                let table = pg_sys::RelationIdGetRelation(rewritten);
+                let encoded = plugin.encoder.encode_change(table, change, &mut plugin.buffer);
+                pg_sys::RelationClose(table);
+                encoded
+            }
+        };
+        match encoded {
             Ok(Encoded::Appended) if plugin.buffer.len() >= PIECE_BYTES => send_piece(ctx, false),
             Ok(_) => {}
             Err(error) => send_unshippable(ctx, &error.to_string()),
@@ -172,6 +191,9 @@ unsafe extern "C-unwind" fn truncate(
     // SAFETY: within a callback, with its arguments: `n` relations.
     unsafe {
         let plugin = plugin(ctx);
+        if plugin.rows == Rows::None {
+            return;
+        }
         if plugin.current.as_ref().is_some_and(|current| !current.failed) {
             let relations = core::slice::from_raw_parts(relations, n as usize);
             plugin.encoder.encode_truncate(relations, change, &mut plugin.buffer);
@@ -214,7 +236,15 @@ unsafe extern "C-unwind" fn message(
         if transactional && prefix == DDL_PREFIX.as_bytes() {
             let plugin = plugin(ctx);
             if plugin.current.as_ref().is_some_and(|current| !current.failed) {
-                RowWriter::new(&mut plugin.buffer).ddl(content);
+                match ddl::peek(content) {
+                    Ok((rows, travels)) => {
+                        plugin.rows = rows;
+                        if travels {
+                            RowWriter::new(&mut plugin.buffer).ddl(content);
+                        }
+                    }
+                    Err(error) => pgrx::error!("malformed DDL message in the log: {error}"),
+                }
             }
         } else if !transactional && prefix == PREFIX.as_bytes() {
             match Announcement::decode(content) {

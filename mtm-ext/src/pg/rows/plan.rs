@@ -151,12 +151,20 @@ impl SendPlan {
 
 /// Whether rows of this table go to peers at all.
 fn travels(relid: Oid, class: &pg_sys::FormData_pg_class, schema: &[u8]) -> bool {
-    class.relkind as u8 == pg_sys::RELKIND_RELATION
+    let kind = class.relkind as u8;
+    // SAFETY: a NameData is a C string.
+    let name = unsafe { core::ffi::CStr::from_ptr(class.relname.data.as_ptr()) }.to_bytes();
+    // Materialized views are refreshed on one node, and their rows travel.
+    (kind == pg_sys::RELKIND_RELATION || kind == pg_sys::RELKIND_MATVIEW)
         && class.relpersistence as u8 == pg_sys::RELPERSISTENCE_PERMANENT
         && class.relrewrite == pg_sys::InvalidOid
         && !types::is_built_in(relid)
-        && schema != b"mtm"
+        && !(schema == b"mtm" && OWN_TABLES.contains(&name))
 }
+
+/// Tables of the extension: every node has its own rows. Users may have tables in schema mtm too,
+/// where a user of that name has the default search_path.
+const OWN_TABLES: [&[u8]; 1] = [b"sequence_definitions"];
 
 /// What identifies a row, and the columns of the key as PostgreSQL counts them in bitmaps.
 ///

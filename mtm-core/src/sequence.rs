@@ -1,0 +1,343 @@
+//! Which values of a sequence belong to which node.
+//!
+//! In the default mode every node hands out its own residue class: with `START 1 INCREMENT 1`,
+//! node `k` of stride `n` hands out `k`, `k + n`, `k + 2n` and so on. The classes never meet, so no
+//! message is needed to hand out a value.
+//!
+//! Classes do not depend on where a sequence starts, only on its increment and the stride: moving
+//! a sequence never makes one node's future values another node's past.
+
+use crate::NodeId;
+use core::fmt;
+
+/// What `CREATE SEQUENCE` said, or what one node's catalog says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Definition {
+    /// First value.
+    pub start: i64,
+    /// Step; negative for a descending sequence, never 0.
+    pub increment: i64,
+    /// Lowest value.
+    pub min: i64,
+    /// Highest value.
+    pub max: i64,
+    /// Whether it begins again after the last value.
+    pub cycle: bool,
+}
+
+/// Where a sequence stands, in PostgreSQL's words: `last_value` and `is_called`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Position {
+    /// The value handed out last, or to be handed out first.
+    pub last: i64,
+    /// Whether `last` has been handed out.
+    pub called: bool,
+}
+
+/// Which part of all values belongs to a node: class `node` of `stride` classes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Share {
+    node: NodeId,
+    stride: u8,
+}
+
+/// A definition that one stride cannot share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TooNarrow {
+    /// The step of a node does not fit into 64 bits.
+    #[error("increment {increment} times {stride} nodes does not fit into 64 bits")]
+    Increment {
+        /// The user's increment.
+        increment: i64,
+        /// Number of classes.
+        stride: u8,
+    },
+    /// Not every node has two values, which PostgreSQL wants of a cycle.
+    #[error("not every one of {stride} nodes has a value of its own between {min} and {max}")]
+    Range {
+        /// Number of classes.
+        stride: u8,
+        /// Lowest value.
+        min: i64,
+        /// Highest value.
+        max: i64,
+    },
+}
+
+impl Share {
+    /// The class of `node` among `stride`; `None` when the node's number is above the stride.
+    pub const fn new(node: NodeId, stride: u8) -> Option<Self> {
+        if node.get() <= stride { Some(Self { node, stride }) } else { None }
+    }
+
+    /// The node.
+    pub const fn node(self) -> NodeId {
+        self.node
+    }
+
+    /// Number of classes: the highest number of a configured node.
+    pub const fn stride(self) -> u8 {
+        self.stride
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.node, self.stride)
+    }
+}
+
+impl Definition {
+    const fn ascending(&self) -> bool {
+        self.increment > 0
+    }
+
+    /// Distance between neighbours of one class, positive.
+    fn modulus(&self, share: Share) -> i128 {
+        i128::from(self.increment).abs() * i128::from(share.stride)
+    }
+
+    /// Some value of the class, perhaps out of every range: on node 1 the value nearest to zero
+    /// that a single server could reach from `start`, on the others the values behind it.
+    fn anchor(&self, share: Share) -> i128 {
+        let behind = i128::from(share.node.get()) - 1;
+        let (start, step) = (i128::from(self.start), i128::from(self.increment));
+        if self.ascending() {
+            1 + (start - 1).rem_euclid(step) + behind * step
+        } else {
+            -1 - (-start - 1).rem_euclid(-step) + behind * step
+        }
+    }
+
+    /// Whether `value` is the node's.
+    pub fn owns(&self, share: Share, value: i64) -> bool {
+        (i128::from(value) - self.anchor(share)).rem_euclid(self.modulus(share)) == 0
+    }
+
+    /// The first value of the class that is not before `from`, in the direction of the sequence
+    /// and within its limits.
+    fn first_from(&self, share: Share, from: i128) -> Option<i64> {
+        let (m, anchor) = (self.modulus(share), self.anchor(share));
+        let value = if self.ascending() {
+            let from = from.max(i128::from(self.min));
+            from + (anchor - from).rem_euclid(m)
+        } else {
+            let from = from.min(i128::from(self.max));
+            from - (from - anchor).rem_euclid(m)
+        };
+        let within = i128::from(self.min) <= value && value <= i128::from(self.max);
+        if within { i64::try_from(value).ok() } else { None }
+    }
+
+    /// The first value of the class within the limits: where a cycle begins again.
+    fn lap_start(&self, share: Share) -> Option<i64> {
+        let edge = if self.ascending() { self.min } else { self.max };
+        self.first_from(share, i128::from(edge))
+    }
+
+    /// What the node's catalog must say so that the server's own `nextval` stays in the class.
+    ///
+    /// Only a cycle needs its lower limit (upper, if descending) moved: that is where the server
+    /// begins again. A node for which no value is left starts at the limit; its position
+    /// ([`Definition::position`]) says that it is used up.
+    ///
+    /// # Errors
+    /// When the step overflows, or when a cycle leaves a node without two values.
+    pub fn on_node(&self, share: Share) -> Result<Self, TooNarrow> {
+        let stride = share.stride;
+        let step = self.increment.checked_mul(i64::from(stride));
+        let increment =
+            step.ok_or(TooNarrow::Increment { increment: self.increment, stride })?;
+        let mut mine = Self { increment, ..*self };
+        let limit = if self.ascending() { self.max } else { self.min };
+        mine.start = self.first_from(share, self.start.into()).unwrap_or(limit);
+        if self.cycle {
+            let narrow = TooNarrow::Range { stride, min: self.min, max: self.max };
+            let lap = self.lap_start(share).ok_or(narrow)?;
+            if self.ascending() {
+                mine.min = lap;
+            } else {
+                mine.max = lap;
+            }
+            if mine.min >= mine.max {
+                return Err(narrow);
+            }
+            mine.start = self.first_from(share, self.start.into()).unwrap_or(lap);
+        }
+        Ok(mine)
+    }
+
+    /// Where the node continues when the sequence as a whole stands at `at`: the first value of
+    /// the class that a single server would not have handed out yet.
+    ///
+    /// Nothing changes when the next value is the node's anyway.
+    pub fn position(&self, share: Share, at: Position) -> Position {
+        if share.stride == 1 {
+            return at;
+        }
+        let last = i128::from(at.last);
+        let next = if at.called { last + i128::from(self.increment) } else { last };
+        if let Some(first) = self.first_from(share, next) {
+            let stays = at.called && self.owns(share, at.last);
+            return if stays { at } else { Position { last: first, called: false } };
+        }
+        match self.lap_start(share) {
+            Some(lap) if self.cycle => Position { last: lap, called: false },
+            _ => {
+                let limit = if self.ascending() { self.max } else { self.min };
+                Position { last: limit, called: true }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    /// What the server's `nextval` does.
+    fn nextval(d: &Definition, at: &mut Position) -> Option<i64> {
+        if !at.called {
+            at.called = true;
+            return Some(at.last);
+        }
+        let next = i128::from(at.last) + i128::from(d.increment);
+        let past = if d.increment > 0 { next > d.max.into() } else { next < d.min.into() };
+        at.last = match (past, d.cycle) {
+            (false, _) => i64::try_from(next).unwrap(),
+            (true, false) => return None,
+            (true, true) if d.increment > 0 => d.min,
+            (true, true) => d.max,
+        };
+        Some(at.last)
+    }
+
+    fn share(node: u8, stride: u8) -> Share {
+        Share::new(NodeId::new(node).unwrap(), stride).unwrap()
+    }
+
+    fn plain() -> Definition {
+        Definition { start: 1, increment: 1, min: 1, max: i64::MAX, cycle: false }
+    }
+
+    fn definition() -> impl Strategy<Value = Definition> {
+        let near = prop_oneof![-40i64..40, i64::MIN..i64::MIN + 40, i64::MAX - 40..=i64::MAX];
+        let increment = prop_oneof![1i64..7, -7i64..-1];
+        (near, 1i64..200, increment, any::<bool>(), 0.0f64..=1.0).prop_map(
+            |(min, width, increment, cycle, part)| {
+                let max = min.saturating_add(width);
+                let min = max - width;
+                let start = min + (width as f64 * part) as i64;
+                Definition { start, increment, min, max, cycle }
+            },
+        )
+    }
+
+    #[test]
+    fn three_nodes_count_as_the_manual_says() {
+        for node in 1..=3 {
+            let d = plain().on_node(share(node, 3)).unwrap();
+            let mut at = plain().position(share(node, 3), Position { last: 1, called: false });
+            let got: Vec<_> = (0..3).map(|_| nextval(&d, &mut at).unwrap()).collect();
+            let k = i64::from(node);
+            assert_eq!(got, [k, k + 3, k + 6]);
+        }
+    }
+
+    #[test]
+    fn all_nodes_continue_above_what_was_used() {
+        let at = |node| plain().position(share(node, 3), Position { last: 1000, called: true });
+        assert_eq!(at(1), Position { last: 1000, called: true });
+        assert_eq!(at(2), Position { last: 1001, called: false });
+        assert_eq!(at(3), Position { last: 1002, called: false });
+    }
+
+    #[test]
+    fn a_node_without_a_value_is_used_up() {
+        let d = Definition { max: 2, ..plain() };
+        let mut at = d.position(share(3, 3), Position { last: 1, called: false });
+        assert_eq!(nextval(&d.on_node(share(3, 3)).unwrap(), &mut at), None);
+    }
+
+    #[test]
+    fn a_step_beyond_64_bits_is_refused() {
+        let d = Definition { increment: i64::MAX / 2, ..plain() };
+        assert!(matches!(d.on_node(share(1, 3)), Err(TooNarrow::Increment { .. })));
+    }
+
+    #[test]
+    fn a_new_start_keeps_the_classes() {
+        for start in [-7, 0, 1, 2, 100] {
+            let d = Definition { start, min: -10, ..plain() };
+            assert!(d.owns(share(2, 3), 5) && d.owns(share(1, 3), 4) && d.owns(share(3, 3), 0));
+        }
+    }
+
+    #[test]
+    fn a_descending_sequence_counts_down_from_the_node() {
+        let d = Definition { start: -1, increment: -2, min: i64::MIN, max: -1, cycle: false };
+        assert_eq!(d.on_node(share(3, 3)).unwrap().start, -5);
+        assert_eq!(d.on_node(share(3, 3)).unwrap().increment, -6);
+    }
+
+    #[test]
+    fn a_cycle_too_short_for_all_is_refused() {
+        let d = Definition { max: 3, cycle: true, ..plain() };
+        assert!(matches!(d.on_node(share(3, 3)), Err(TooNarrow::Range { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn nodes_never_hand_out_the_same_value(
+            d in definition(), stride in 1u8..6, used in 0usize..20, called: bool
+        ) {
+            let first = Position { last: d.start, called: false };
+            let mut at = first;
+            for _ in 0..used {
+                if nextval(&Definition { cycle: false, ..d }, &mut at).is_none() { break }
+            }
+            at.called |= called;
+            let mut owner = BTreeMap::new();
+            for node in 1..=stride {
+                let share = share(node, stride);
+                let Ok(mine) = d.on_node(share) else { continue };
+                prop_assert!(mine.min <= mine.start && mine.start <= mine.max);
+                let mut here = d.position(share, at);
+                prop_assert!(mine.min <= here.last && here.last <= mine.max);
+                for _ in 0..60 {
+                    let Some(v) = nextval(&mine, &mut here) else { break };
+                    prop_assert!(d.min <= v && v <= d.max);
+                    prop_assert_eq!(*owner.entry(v).or_insert(node), node);
+                    prop_assert!(d.owns(share, v));
+                }
+            }
+        }
+
+        #[test]
+        fn nothing_used_comes_again(d in definition(), stride in 1u8..6, used in 1usize..30) {
+            let d = Definition { cycle: false, ..d };
+            let mut at = Position { last: d.start, called: false };
+            let mut seen = Vec::new();
+            for _ in 0..used {
+                if let Some(v) = nextval(&d, &mut at) { seen.push(v) }
+            }
+            for node in 1..=stride {
+                let mine = d.on_node(share(node, stride)).unwrap();
+                let mut here = d.position(share(node, stride), at);
+                while let Some(v) = nextval(&mine, &mut here) {
+                    prop_assert!(!seen.contains(&v));
+                }
+            }
+        }
+
+        #[test]
+        fn positions_are_stable(d in definition(), node in 1u8..5, last in -50i64..50, called: bool) {
+            let share = share(node, 4);
+            let once = d.position(share, Position { last, called });
+            prop_assert_eq!(d.position(share, once), once);
+        }
+    }
+}

@@ -13,5 +13,5 @@ pub fn is_local(_relation: pgrx::pg_sys::Oid) -> bool {
 
 /// Executes a captured statement of another node.
 pub fn apply_ddl(payload: &[u8]) {
-    crate::pg::ddl::apply(payload);
+    crate::pg::sqlrun::with_snapshot(|| crate::pg::ddl::apply(payload));
 }

@@ -72,3 +72,15 @@ pub fn random_u64() -> u64 {
     }
     u64::from_be_bytes(bytes)
 }
+
+/// Runs `body` with an active snapshot, in the running transaction.
+pub fn with_snapshot(body: impl FnOnce()) {
+    // SAFETY: inside a transaction; an ERROR pops snapshots with the transaction.
+    unsafe {
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        body();
+        if pg_sys::ActiveSnapshotSet() {
+            pg_sys::PopActiveSnapshot();
+        }
+    }
+}

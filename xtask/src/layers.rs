@@ -158,6 +158,7 @@ fn run_layer(layer: Layer, options: &Options, logs: &Path) -> Result<Option<Tall
             if !script.exists() {
                 return Ok(None);
             }
+            crate::packages::ensure_for_models()?;
             let mut command = Command::new("bash");
             command.arg(script);
             observe(command, logs, "tla").map(Some)

@@ -29,8 +29,14 @@ const NEEDED: &[(&str, &str)] = &[
 /// Debian's switch against creating (and starting) a default cluster at installation.
 const CREATE_CLUSTER: &str = "/etc/postgresql-common/createcluster.conf";
 
-fn missing() -> Vec<&'static str> {
-    NEEDED
+/// What the model checker needs.
+const FOR_MODELS: &[(&str, &str)] = &[
+    ("default-jre-headless", "/usr/bin/java"),
+    ("python3-pip", "/usr/bin/pip"),
+];
+
+fn missing(needed: &[(&'static str, &'static str)]) -> Vec<&'static str> {
+    needed
         .iter()
         .filter(|(package, file)| {
             if !file.is_empty() && Path::new(file).exists() {
@@ -49,22 +55,34 @@ fn is_installed(package: &str) -> bool {
     query.is_ok_and(|out| out.stdout == b"installed")
 }
 
-/// Makes sure that everything needed is there.
+/// Makes sure that everything needed to build the extension and to run servers is there.
 ///
 /// # Errors
 /// With the command to run, when we may not install; or when installing failed.
 pub fn ensure() -> Result<()> {
-    let missing = missing();
+    install(NEEDED)
+}
+
+/// Makes sure that the model checker can run.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_for_models() -> Result<()> {
+    install(FOR_MODELS)
+}
+
+fn install(needed: &[(&'static str, &'static str)]) -> Result<()> {
+    let missing = missing(needed);
     if missing.is_empty() {
         return Ok(());
     }
     // All of them, not only the missing ones: libpq and the headers must match the server's minor
     // version, and the archive offers only the newest.
-    let all: Vec<&str> = NEEDED.iter().map(|(package, _)| *package).collect();
+    let all: Vec<&str> = needed.iter().map(|(package, _)| *package).collect();
     let command = format!("apt-get install -y {}", all.join(" "));
     if !Path::new("/usr/bin/apt-get").exists() {
         bail!(
-            "missing: {}; install PostgreSQL {MAJOR} with headers under {}, libpq, clang",
+            "missing: {}; PostgreSQL {MAJOR} is expected in {}",
             missing.join(", "),
             bindir().display()
         );
@@ -80,11 +98,13 @@ pub fn ensure() -> Result<()> {
         missing.join(", ")
     );
     apt(&["update"])?;
-    without_default_cluster(|| {
-        let mut arguments = vec!["install", "-y", "--no-install-recommends"];
-        arguments.extend(&all);
+    let mut arguments = vec!["install", "-y", "--no-install-recommends"];
+    arguments.extend(&all);
+    if all.iter().any(|package| package.starts_with("postgresql")) {
+        without_default_cluster(|| apt(&arguments))
+    } else {
         apt(&arguments)
-    })
+    }
 }
 
 fn apt(arguments: &[&str]) -> Result<()> {

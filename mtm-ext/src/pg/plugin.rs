@@ -276,7 +276,10 @@ unsafe fn replay(ctx: Context, txn: Txn, lsn: pg_sys::XLogRecPtr, announced: &An
             let child = pg_sys::TransactionId::from(*child);
             pg_sys::ReorderBufferCommitChild(reorder, xid, child, lsn, lsn);
         }
-        if !pg_sys::TransactionIdIsInProgress(xid) && !pg_sys::TransactionIdDidCommit(xid) {
+        if !pg_sys::TransactionIdIsInProgress(xid) {
+            // Rolled back; or committed, and then this peer has prepared it long ago: as long as
+            // there is one generation, nothing commits without every member's durable PREPARE.
+            // So a stream that begins again never brings a finished transaction twice.
             send_unavailable(ctx, gid, Lsn(lsn));
             return;
         }

@@ -202,9 +202,22 @@ fn failed(gid: &Gid, caught: &Caught) {
         part.participant.failed()
     });
     match next {
+        ParticipantStep::VoteNo if caught.sqlstate == CANCELED => vote_no(gid, &lost_conflict()),
         ParticipantStep::VoteNo => vote_no(gid, caught),
         ParticipantStep::PersistAbort => inbox::accept_abort(gid.origin, gid),
         _ => {}
+    }
+}
+
+/// `query_canceled`: nobody cancels an apply worker but who found that it lost a conflict.
+const CANCELED: [u8; 5] = *b"57014";
+
+fn lost_conflict() -> Caught {
+    Caught {
+        sqlstate: *b"40001",
+        message: "could not serialize access due to a concurrent transaction on another node"
+            .to_owned(),
+        detail: String::new(),
     }
 }
 

@@ -130,7 +130,10 @@ fn decided(from: NodeId, gid: &Gid, decree: Decree) {
             proc::wake(shmem::header().resolver.load(Ordering::Acquire));
         }
         Some((ParticipantStep::Commit | ParticipantStep::Rollback, worker)) => proc::wake(worker),
+        // A decided commit that is not in the table was finished and forgotten: nothing commits
+        // without this node's PREPARE.
         Some((ParticipantStep::TellCommitted, _)) => dmq::send(from, &Message::Committed(*gid)),
+        None if decree == Decree::Commit => dmq::send(from, &Message::Committed(*gid)),
         _ => {}
     }
 }

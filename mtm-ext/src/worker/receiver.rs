@@ -2,17 +2,18 @@
 
 use super::spill::{self, Incoming, Task};
 use super::{applier, conflict};
-use crate::guc;
+use crate::{dmq, guc};
 use crate::pg::bgworker::{self, Caught, Handle, Kind};
 use crate::pg::conn::{Conn, ConnError, CopyIn};
 use crate::pg::proc::{self, Interest, ProcNo};
 use crate::pg::shmem::{self, Part};
-use crate::pg::{message, segment, xact};
+use crate::pg::{segment, xact};
 use core::sync::atomic::Ordering;
 use mtm_core::{Gid, Instant, Lsn, NodeId};
 use mtm_dmq::ring::Ring;
 use mtm_logrep::stream::StreamMessage;
-use mtm_paxos::commit::{Delivery, Participant};
+use mtm_node::message::Message;
+use mtm_paxos::commit::{Delivery, Participant, ParticipantState};
 use std::collections::{BTreeMap, VecDeque};
 
 const RETRY_US: u64 = 300_000;
@@ -234,7 +235,11 @@ impl Receiver {
     fn deliver(&mut self, task: Task, lsn: Lsn) {
         match self.note(task.gid, lsn) {
             Some(Delivery::Apply) => self.waiting.push_back(task),
-            Some(Delivery::Duplicate | Delivery::Never) => spill::remove(&task.gid),
+            Some(Delivery::Duplicate) => {
+                spill::remove(&task.gid);
+                vote_again(&task.gid);
+            }
+            Some(Delivery::Never) => spill::remove(&task.gid),
             None => pgrx::error!("no place for transaction {}: too many unfinished", task.gid),
         }
     }
@@ -373,8 +378,14 @@ impl Receiver {
     }
 }
 
-/// Position up to which this node's own log is durable.
-#[allow(dead_code, reason = "progress is recorded with it once restarts are exact")]
-fn own_position() -> Lsn {
-    message::flushed()
+/// Repeats the vote for a transaction that was prepared before: the first one may be lost.
+fn vote_again(gid: &Gid) {
+    let prepared = shmem::participants(|table| {
+        table
+            .get_mut(gid)
+            .is_some_and(|part| part.participant.state() == ParticipantState::Prepared)
+    });
+    if prepared {
+        dmq::send(gid.origin, &Message::Prepared(*gid));
+    }
 }

@@ -47,6 +47,8 @@ unsafe extern "C-unwind" fn process_utility(
         // SAFETY: the server's arguments.
         captured = unsafe { capture::before(pstmt, query) };
     }
+    // SAFETY: the server's arguments.
+    let prepared = if origin { unsafe { super::prepared::before(pstmt) } } else { None };
     // SAFETY: the server's arguments; the boundary turns its errors into panics.
     unsafe {
         match PREVIOUS {
@@ -64,6 +66,9 @@ unsafe extern "C-unwind" fn process_utility(
                 completion,
             ),
         }
+    }
+    if let Some(outcome) = prepared {
+        super::prepared::after(outcome);
     }
     if origin && !derived {
         if let Some(captured) = captured {

@@ -14,6 +14,7 @@ mod context;
 mod hook;
 mod message;
 pub(crate) mod parse;
+mod prepared;
 mod relations;
 mod rewrite;
 mod session;

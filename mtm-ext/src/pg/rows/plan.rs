@@ -171,19 +171,49 @@ const OWN_TABLES: [&[u8]; 1] = [b"sequence_definitions"];
 /// # Safety
 /// As [`SendPlan::build`].
 unsafe fn identity(relation: pg_sys::Relation) -> (Identity, *mut pg_sys::Bitmapset) {
-    use pg_sys::IndexAttrBitmapKind::{
-        INDEX_ATTR_BITMAP_IDENTITY_KEY as CHOSEN, INDEX_ATTR_BITMAP_PRIMARY_KEY as PRIMARY,
-    };
-    // SAFETY: the bitmap is a copy in the current memory context.
+    // No lock may be taken on the way: the transaction that is decoded still holds its own, and
+    // waits for us. RelationGetIndexAttrBitmap would lock the indexes.
+    // SAFETY: the bitmaps are new ones in the current memory context.
     unsafe {
         if (*(*relation).rd_rel).relreplident as u8 == pg_sys::REPLICA_IDENTITY_FULL {
-            let key = pg_sys::RelationGetIndexAttrBitmap(relation, PRIMARY);
+            let key = primary_key(relation);
             let identity = if key.is_null() { Identity::Row } else { Identity::KeyOfFullRow };
             return (identity, key);
         }
-        let key = pg_sys::RelationGetIndexAttrBitmap(relation, CHOSEN);
+        let key = pg_sys::RelationGetIdentityKeyBitmap(relation);
         (if key.is_null() { Identity::Nothing } else { Identity::Key }, key)
     }
+}
+
+/// Columns of the primary key; null if there is none. Takes no lock.
+///
+/// # Safety
+/// As [`SendPlan::build`].
+unsafe fn primary_key(relation: pg_sys::Relation) -> *mut pg_sys::Bitmapset {
+    let mut key = core::ptr::null_mut();
+    // SAFETY: under the historic snapshot, with which the index is seen as it was; its pg_index
+    // row has indnkeyatts key columns.
+    unsafe {
+        let oid = pg_sys::RelationGetPrimaryKeyIndex(relation);
+        if oid == pg_sys::InvalidOid {
+            return key;
+        }
+        let index = pg_sys::RelationIdGetRelation(oid);
+        if index.is_null() {
+            pgrx::error!("could not open relation with OID {}", oid.to_u32());
+        }
+        let form = (*index).rd_index;
+        let columns = (&raw const (*form).indkey.values).cast::<i16>();
+        for i in 0..usize::from((*form).indnkeyatts.unsigned_abs()) {
+            let column = i32::from(columns.add(i).read_unaligned());
+            key = pg_sys::bms_add_member(
+                key,
+                column - pg_sys::FirstLowInvalidHeapAttributeNumber,
+            );
+        }
+        pg_sys::RelationClose(index);
+    }
+    key
 }
 
 /// # Safety

@@ -1,5 +1,18 @@
 //! What one node does with its machines, without PostgreSQL.
+//!
+//! [`Node`] is a view of a fixed-size [`Core`] and of borrowed table slots, so that production
+//! keeps both in shared memory under one lock and the simulator keeps them on the heap: what is
+//! simulated is what runs.
 #![forbid(unsafe_code)]
 
+mod conflict;
+mod entry;
 pub mod message;
+mod node;
+mod peer_message;
 pub mod table;
+
+pub use conflict::{Verdict, judge};
+pub use entry::{Entry, Role};
+pub use node::{Bug, Core, Effect, Found, Input, Misuse, Node, Outcome, Rejection};
+pub use peer_message::PeerMessage;

@@ -15,7 +15,7 @@ impl<V> Slot<V> {
 }
 
 /// The table is full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("the table of transactions is full")]
 pub struct TableFull;
 

@@ -1,6 +1,6 @@
 //! The transaction's own node: collects votes and decides.
 
-use super::Decree;
+use super::{Decree, Report};
 use mtm_core::{Gid, NodeId, NodeSet};
 
 /// Where the coordinator stands. Only the transitions in [`Coordinator`]'s methods exist.
@@ -102,6 +102,34 @@ impl Coordinator {
             | CoordinatorState::Aborting
             | CoordinatorState::GivenUp => None,
         }
+    }
+
+    /// A transaction found announced after a restart without a commit record: its rows are lost
+    /// and it is refused for good (design section 2, "Not restorable").
+    pub const fn found_refused(gid: Gid, members: NodeSet) -> Self {
+        let mut refused = Self::new(gid, members);
+        refused.state = CoordinatorState::GivenUp;
+        refused
+    }
+
+    /// What the origin, ONLINE in a later generation, reports of the transaction.
+    pub const fn report(&self) -> Report {
+        match self.state {
+            CoordinatorState::Voting => Report::Holds,
+            CoordinatorState::AbortPending | CoordinatorState::Aborting => Report::AcceptedAbort,
+            CoordinatorState::Aborted => Report::Aborted,
+            CoordinatorState::CommitDecided | CoordinatorState::Committed => Report::Committed,
+            CoordinatorState::GivenUp => Report::Lacks,
+        }
+    }
+
+    /// Others have settled what was left to them. True if that is news.
+    pub fn settled_abort(&mut self) -> bool {
+        let news = self.state == CoordinatorState::GivenUp;
+        if news {
+            self.state = CoordinatorState::Aborted;
+        }
+        news
     }
 
     /// The announcement is durable: the origin's own vote.

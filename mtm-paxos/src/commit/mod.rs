@@ -8,9 +8,11 @@
 
 mod coordinator;
 mod participant;
+mod settlement;
 
 pub use coordinator::{Coordinator, CoordinatorState, CoordinatorStep};
 pub use participant::{Delivery, Participant, ParticipantState, ParticipantStep};
+pub use settlement::{Report, Settlement, SettlementStep};
 
 /// Outcome of a transaction.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

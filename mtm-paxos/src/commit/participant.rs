@@ -1,6 +1,6 @@
 //! A peer of the transaction: prepares it, promises, obeys.
 
-use super::Decree;
+use super::{Decree, Report};
 
 /// Where a peer stands with a transaction. Only the transitions in [`Participant`]'s methods
 /// exist.
@@ -83,6 +83,11 @@ impl Participant {
     /// A prepared transaction found after a restart.
     pub const fn found_prepared() -> Self {
         Self { state: ParticipantState::Prepared }
+    }
+
+    /// An acceptance of abort found after a restart; `prepared` if the transaction is there too.
+    pub const fn found_abort_accepted(prepared: bool) -> Self {
+        Self { state: ParticipantState::AbortAccepted(prepared) }
     }
 
     /// A transaction that was finished before a restart.
@@ -211,7 +216,14 @@ impl Participant {
     /// The outcome is decided.
     pub fn decided(&mut self, decree: Decree) -> ParticipantStep {
         match (decree, self.state) {
-            (Decree::Commit, ParticipantState::Prepared) => {
+            // An accepted abort binds in its own ballot only: a later generation may commit, and so
+            // may the origin when its abort round never finished (TLA+ `Learn`).
+            (
+                Decree::Commit,
+                ParticipantState::Prepared
+                | ParticipantState::AbortPending(true)
+                | ParticipantState::AbortAccepted(true),
+            ) => {
                 self.state = ParticipantState::Committing;
                 ParticipantStep::Commit
             }
@@ -242,6 +254,33 @@ impl Participant {
             }
             _ => ParticipantStep::Nothing,
         }
+    }
+
+    /// What this node, ONLINE in a later generation, reports of the transaction.
+    pub const fn report(&self) -> Report {
+        match self.state {
+            ParticipantState::Unknown
+            | ParticipantState::Applying
+            | ParticipantState::Preparing(_)
+            | ParticipantState::Refused => Report::Lacks,
+            ParticipantState::Prepared => Report::Holds,
+            ParticipantState::AbortPending(_) | ParticipantState::AbortAccepted(_) => {
+                Report::AcceptedAbort
+            }
+            ParticipantState::Committing | ParticipantState::Committed => Report::Committed,
+            ParticipantState::RollingBack | ParticipantState::Aborted => Report::Aborted,
+        }
+    }
+
+    /// Recovery says that the transaction is committed, however it stands here. True if the
+    /// prepared one is to be committed, false if its rows must be applied first (or nothing is to
+    /// be done because it is finished).
+    pub fn replayed(&mut self) -> bool {
+        let prepared = self.is_undecided();
+        if !matches!(self.state, ParticipantState::Committing | ParticipantState::Committed) {
+            self.state = if prepared { ParticipantState::Committing } else { ParticipantState::Committed };
+        }
+        prepared
     }
 
     /// COMMIT PREPARED or ROLLBACK PREPARED is done.

@@ -1,0 +1,108 @@
+//! One transaction in a node's table.
+
+use mtm_core::{GenNum, Instant};
+use mtm_paxos::commit::{
+    Coordinator, CoordinatorState, Decree, Participant, ParticipantState, Report, Settlement,
+};
+
+/// Which part this node plays.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Role {
+    /// The transaction runs here as an ordinary transaction.
+    Own(Coordinator),
+    /// The transaction is, was or may be prepared here.
+    Peer(Participant),
+}
+
+/// One transaction: the single place where its outcome is decided on this node.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Entry {
+    /// Origin or peer.
+    pub role: Role,
+    /// This node settles it as the proposer of its generation.
+    pub settlement: Option<Settlement>,
+    /// When to ask again.
+    pub retry_at: Instant,
+    /// The recovery in which it was found in the donor's undecided set.
+    pub(crate) in_donors_set: GenNum,
+}
+
+impl Entry {
+    pub(crate) const fn new(role: Role) -> Self {
+        Self { role, settlement: None, retry_at: Instant(0), in_donors_set: GenNum(0) }
+    }
+
+    /// What this node reports when it is asked in a later generation.
+    pub const fn report(&self) -> Report {
+        match &self.role {
+            Role::Own(c) => c.report(),
+            Role::Peer(p) => p.report(),
+        }
+    }
+
+    /// The outcome as it may be told to others: an own commit only once its record is durable.
+    pub fn decree(&self) -> Option<Decree> {
+        // The proposer may have settled what it does not hold itself.
+        if let Some(decree) = self.settlement.and_then(|s| s.decree()) {
+            return Some(decree);
+        }
+        match &self.role {
+            Role::Own(c) if c.state() == CoordinatorState::CommitDecided => None,
+            Role::Own(c) => c.decree(),
+            Role::Peer(p) => match p.state() {
+                ParticipantState::Committing | ParticipantState::Committed => Some(Decree::Commit),
+                ParticipantState::RollingBack | ParticipantState::Aborted => Some(Decree::Abort),
+                ParticipantState::Unknown
+                | ParticipantState::Applying
+                | ParticipantState::Preparing(_)
+                | ParticipantState::Prepared
+                | ParticipantState::Refused
+                | ParticipantState::AbortPending(_)
+                | ParticipantState::AbortAccepted(_) => None,
+            },
+        }
+    }
+
+    /// Whether nothing but a refusal or some applied rows would be lost by forgetting it.
+    pub(crate) const fn is_only_applying(&self) -> bool {
+        match &self.role {
+            Role::Own(_) => false,
+            Role::Peer(p) => matches!(
+                p.state(),
+                ParticipantState::Unknown | ParticipantState::Applying | ParticipantState::Refused
+            ),
+        }
+    }
+
+    /// Whether somebody here waits for the outcome or for answers of others.
+    pub(crate) fn is_open(&self) -> bool {
+        let settling = self.settlement.is_some_and(|s| s.decree().is_none());
+        settling
+            || match &self.role {
+                Role::Own(c) => {
+                    c.state() == CoordinatorState::GivenUp || !c.missing().is_empty()
+                }
+                Role::Peer(p) => p.is_undecided(),
+            }
+    }
+
+    /// Whether the transaction may still be committed here, and keeps its rows locked.
+    pub fn holds(&self) -> bool {
+        match &self.role {
+            Role::Own(c) => matches!(
+                c.state(),
+                CoordinatorState::Voting
+                    | CoordinatorState::AbortPending
+                    | CoordinatorState::Aborting
+                    | CoordinatorState::CommitDecided
+            ),
+            Role::Peer(p) => {
+                p.is_undecided()
+                    || matches!(
+                        p.state(),
+                        ParticipantState::Committing | ParticipantState::RollingBack
+                    )
+            }
+        }
+    }
+}

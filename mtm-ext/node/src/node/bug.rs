@@ -1,0 +1,24 @@
+//! Rules that can be broken on purpose, each with the name it has in the specification.
+
+/// A broken rule. Without the feature `planted-bugs` none can be switched on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Bug {
+    /// A switch does not wait for those between "checked the generation" and the WAL.
+    NoBarrier,
+    /// A switch does not wait for commit records of decided transactions.
+    DecideRace,
+    /// A switch keeps the own undecided transactions, whose rows a crash loses.
+    SwitchKeep,
+    /// A restarting node answers before it knows what it lost.
+    NoFence,
+    /// The client hears "aborted" before all members have accepted it.
+    EarlyAbort,
+    /// The decision leaves the origin before its commit record is durable.
+    NoFlush,
+    /// A node in a later generation still accepts abort in the old one.
+    StaleAbort,
+    /// The proposer commits although a member lacks the transaction.
+    CommitMissing,
+    /// Recovery takes over transactions, but not the donor's accepted aborts.
+    ForgetAbort,
+}

@@ -1,0 +1,131 @@
+//! Restart and recovery: what the WAL, this node's own or a donor's, says of transactions.
+
+use super::{Bug, Effect, Found, Misuse, Node};
+use crate::entry::{Entry, Role};
+use mtm_core::{Gid, Instant, Outbox};
+use mtm_generations as generations;
+use mtm_paxos::commit::{Coordinator, Decree, Participant, ParticipantState};
+
+impl Node<'_> {
+    /// While fenced: rebuilds the table. A ROLLBACK PREPARED or ABORT record is evidence of
+    /// nothing, so there is no input for it.
+    pub(super) fn found(&mut self, gid: Gid, found: Found) -> Result<(), Misuse> {
+        if !self.core.membership.is_fenced() && !self.planted(Bug::NoFence) {
+            return Err(Misuse::NotFenced);
+        }
+        let members = self.core.membership.current().generation.members;
+        let role = match found {
+            Found::Prepared => Role::Peer(Participant::found_prepared()),
+            Found::AbortAccepted { prepared } => {
+                Role::Peer(Participant::found_abort_accepted(prepared))
+            }
+            Found::Committed => Role::Peer(Participant::found_finished(Decree::Commit)),
+            Found::AnnouncedOnly => Role::Own(Coordinator::found_refused(gid, members)),
+        };
+        self.table.entry(gid, || Entry::new(role))?.role = role;
+        Ok(())
+    }
+
+    /// The fence falls: everything announced is restored or refused.
+    pub(super) fn scan_complete(
+        &mut self,
+        now: Instant,
+        out: &mut Outbox<Effect>,
+    ) -> Result<(), Misuse> {
+        if !self.core.membership.is_fenced() {
+            return Err(Misuse::NotFenced);
+        }
+        self.generation(now, generations::Input::Fenced(false), out)?;
+        let mut effects = Outbox::new();
+        self.core.membership.resume(&mut effects);
+        super::translate(effects, out);
+        self.watch(now);
+        Ok(())
+    }
+
+    /// The donor committed it, next in its commit order (TLA+ `RecApply`).
+    pub(super) fn replay(&mut self, gid: Gid, out: &mut Outbox<Effect>) -> Result<(), Misuse> {
+        if self.serves() {
+            return Err(Misuse::NotRecovering);
+        }
+        let entry = self.table.entry(gid, || Entry::new(Role::Peer(Participant::new())))?;
+        match &mut entry.role {
+            Role::Peer(peer) => {
+                let finished = matches!(
+                    peer.state(),
+                    ParticipantState::Committing | ParticipantState::Committed
+                );
+                out.push(match peer.replayed() {
+                    true => Effect::CommitPrepared(gid),
+                    false if finished => Effect::Skip(gid),
+                    false => Effect::ApplyCommitted(gid),
+                });
+            }
+            Role::Own(own) if own.decree() == Some(Decree::Commit) => out.push(Effect::Skip(gid)),
+            // Given up here, committed by a generation without this node.
+            Role::Own(_) => {
+                entry.role = Role::Peer(Participant::found_finished(Decree::Commit));
+                out.push(Effect::ApplyCommitted(gid));
+            }
+        }
+        Ok(())
+    }
+
+    /// Rolls back an undecided transaction without any outcome: from here on this node lacks it.
+    pub(super) fn drop_undecided(&mut self, gid: Gid, out: &mut Outbox<Effect>) {
+        let undecided = matches!(
+            self.table.get_mut(&gid),
+            Some(Entry { role: Role::Peer(peer), .. }) if peer.is_undecided()
+        );
+        if undecided {
+            self.table.remove(&gid);
+            out.push(Effect::DropPrepared(gid));
+        }
+    }
+
+    /// The donor held it at its ParallelSafe (TLA+ `Recover`): so does this node from now on,
+    /// with its acceptance of abort.
+    pub(super) fn donor_holds(
+        &mut self,
+        gid: Gid,
+        accepted_abort: bool,
+        out: &mut Outbox<Effect>,
+    ) -> Result<(), Misuse> {
+        if self.serves() {
+            return Err(Misuse::NotRecovering);
+        }
+        let num = self.core.membership.current().generation.num;
+        let accepted_abort = accepted_abort && !self.planted(Bug::ForgetAbort);
+        let entry = self.table.entry(gid, || Entry::new(Role::Peer(Participant::new())))?;
+        entry.in_donors_set = num;
+        if entry.decree().is_some() {
+            return Ok(());
+        }
+        let held = matches!(&entry.role, Role::Peer(p) if p.is_undecided());
+        let accepted_here = entry.report() == mtm_paxos::commit::Report::AcceptedAbort && held;
+        if !held || (accepted_abort && !accepted_here) {
+            entry.role = Role::Peer(if accepted_abort {
+                Participant::found_abort_accepted(true)
+            } else {
+                Participant::found_prepared()
+            });
+            out.push(Effect::Install(gid, accepted_abort));
+        }
+        Ok(())
+    }
+
+    /// What the donor did not hold, this node does not hold either.
+    pub(super) fn donor_holds_no_more(&mut self, out: &mut Outbox<Effect>) {
+        let num = self.core.membership.current().generation.num;
+        let gone: Vec<Gid> = self
+            .table
+            .iter()
+            .filter(|(gid, e)| gid.generation < num && e.in_donors_set != num && e.decree().is_none())
+            .filter(|(_, e)| matches!(e.role, Role::Peer(_)))
+            .map(|(gid, _)| *gid)
+            .collect();
+        for gid in gone {
+            self.drop_undecided(gid, out);
+        }
+    }
+}

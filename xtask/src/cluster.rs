@@ -474,5 +474,7 @@ fn create_database(server: &Server) -> Result<()> {
         .connect_as("postgres", "xtask")?
         .patience(Duration::from_secs(60));
     session.run(&format!("CREATE DATABASE {DATABASE}"))?;
+    // The user is named like the extension's schema; its tables belong into public all the same.
+    session.run(&format!("ALTER DATABASE {DATABASE} SET search_path = public"))?;
     Ok(())
 }

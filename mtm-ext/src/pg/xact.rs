@@ -188,11 +188,12 @@ fn main_row_locks(relations: &mut Vec<pg_sys::Oid>) {
 pub fn is_logged_table(relation: pg_sys::Oid) -> bool {
     // SAFETY: syscache lookups inside a transaction.
     unsafe {
+        // 0 for a table that this transaction has dropped; if it was permanent, the DROP travels.
         let kind = pg_sys::get_rel_relkind(relation) as u8;
-        pg_sys::get_rel_persistence(relation) as u8 == pg_sys::RELPERSISTENCE_PERMANENT
-            && (kind == pg_sys::RELKIND_RELATION
-                || kind == pg_sys::RELKIND_PARTITIONED_TABLE
-                || kind == pg_sys::RELKIND_MATVIEW)
+        (kind == pg_sys::RELKIND_RELATION
+            || kind == pg_sys::RELKIND_PARTITIONED_TABLE
+            || kind == pg_sys::RELKIND_MATVIEW)
+            && pg_sys::get_rel_persistence(relation) as u8 == pg_sys::RELPERSISTENCE_PERMANENT
     }
 }
 

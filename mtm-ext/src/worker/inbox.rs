@@ -30,6 +30,9 @@ pub fn accept_pipe(from: NodeId) {
             let mut bytes = Vec::new();
             while pipe::receive(&mut bytes) {
                 peer.last_heard_us.store(proc::now().0, Ordering::Release);
+                // Reading from a client handles no barriers; with heartbeats this comes often
+                // enough for DROP DATABASE and the like, which wait for every process.
+                proc::check_interrupts();
                 match Message::decode(&bytes) {
                     Ok(message) => take(from, &message),
                     Err(error) => pgrx::error!("malformed message from node {from}: {error}"),

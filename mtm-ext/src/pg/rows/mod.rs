@@ -8,6 +8,7 @@ mod change;
 mod encode;
 mod error;
 mod find;
+mod identity;
 mod open;
 mod plan;
 mod stamp;
@@ -17,3 +18,4 @@ mod wait;
 
 pub use apply::Applier;
 pub use encode::{Encoded, RowEncoder, Unidentified};
+pub use identity::ensure_replica_identity;

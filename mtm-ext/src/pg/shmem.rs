@@ -101,6 +101,8 @@ pub struct Part {
     pub worker: ProcNo,
     /// When it got into this state, or when its origin was last asked; monotonic us.
     pub asked_us: u64,
+    /// Set when it lost a conflict here: against this transaction of this node.
+    pub lost_to: Option<Gid>,
 }
 
 /// An apply worker.

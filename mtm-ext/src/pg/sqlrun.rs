@@ -84,3 +84,15 @@ pub fn with_snapshot(body: impl FnOnce()) {
         }
     }
 }
+
+/// A relation's name, without its schema; empty if it is gone.
+pub fn relation_name(relation: pg_sys::Oid) -> String {
+    // SAFETY: a syscache lookup inside a transaction; the copy is palloc'd.
+    unsafe {
+        let name = pg_sys::get_rel_name(relation);
+        if name.is_null() {
+            return String::new();
+        }
+        core::ffi::CStr::from_ptr(name).to_string_lossy().into_owned()
+    }
+}

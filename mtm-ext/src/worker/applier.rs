@@ -202,7 +202,7 @@ fn failed(gid: &Gid, caught: &Caught) {
         part.participant.failed()
     });
     match next {
-        ParticipantStep::VoteNo if caught.sqlstate == CANCELED => vote_no(gid, &lost_conflict()),
+        ParticipantStep::VoteNo if caught.sqlstate == CANCELED => vote_no(gid, &lost_conflict(gid)),
         ParticipantStep::VoteNo => vote_no(gid, caught),
         ParticipantStep::PersistAbort => inbox::accept_abort(gid.origin, gid),
         _ => {}
@@ -212,12 +212,16 @@ fn failed(gid: &Gid, caught: &Caught) {
 /// `query_canceled`: nobody cancels an apply worker but who found that it lost a conflict.
 const CANCELED: [u8; 5] = *b"57014";
 
-fn lost_conflict() -> Caught {
+fn lost_conflict(gid: &Gid) -> Caught {
+    let winner = shmem::participants(|table| table.get_mut(gid).and_then(|part| part.lost_to));
+    let detail = winner.map_or_else(String::new, |winner| {
+        format!("Transaction {gid} lost against transaction {winner} of node {}.", winner.origin)
+    });
     Caught {
         sqlstate: *b"40001",
         message: "could not serialize access due to a concurrent transaction on another node"
             .to_owned(),
-        detail: String::new(),
+        detail,
     }
 }
 

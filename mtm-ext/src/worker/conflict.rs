@@ -57,6 +57,11 @@ fn settle(theirs: &Gid, worker: proc::ProcNo) {
         } else {
             // Its own origin finds the same, and its abort round cancels the worker; refusing at
             // once saves that round trip.
+            shmem::participants(|table| {
+                if let Some(part) = table.get_mut(theirs) {
+                    part.lost_to = Some(ours);
+                }
+            });
             proc::cancel(worker);
         }
         return;

@@ -149,6 +149,7 @@ fn ask_abort(from: NodeId, gid: &Gid) {
             lsn: mtm_core::Lsn(0),
             worker: proc::NO_PROC,
             asked_us: proc::now().0,
+            lost_to: None,
         };
         let part = table.entry(*gid, fresh).ok()?;
         let step = part.participant.abort_asked();

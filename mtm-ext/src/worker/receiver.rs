@@ -225,6 +225,7 @@ impl Receiver {
                 lsn,
                 worker: proc::NO_PROC,
                 asked_us: now,
+                lost_to: None,
             };
             let part = table.entry(gid, fresh).ok()?;
             part.lsn = lsn;

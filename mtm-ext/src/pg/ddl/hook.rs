@@ -74,7 +74,9 @@ unsafe extern "C-unwind" fn process_utility(
         if let Some(captured) = captured {
             capture::after(captured);
         }
-        sequences::adjust_touched(&relations::take(), true);
+        let touched = relations::take();
+        super::identify_rows(&touched, true);
+        sequences::adjust_touched(&touched, true);
     }
 }
 

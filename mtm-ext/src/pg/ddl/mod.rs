@@ -26,3 +26,23 @@ pub(crate) use apply::apply;
 pub(crate) use hook::init;
 pub(crate) use message::emit;
 pub(crate) use session::{mark_replicable, replicates, share};
+
+/// Tables among these that nothing identifies rows of get REPLICA IDENTITY FULL, on every node by
+/// itself: PostgreSQL would log no old row for them, and nobody could tell which one was meant.
+fn identify_rows(relations: &[pgrx::pg_sys::Oid], warn: bool) {
+    if crate::guc::IGNORE_TABLES_WITHOUT_PK.get() {
+        return;
+    }
+    for &relation in relations {
+        // SAFETY: after the statement, inside its transaction.
+        if unsafe { crate::pg::rows::ensure_replica_identity(relation) } && warn {
+            let name = crate::pg::sqlrun::relation_name(relation);
+            pgrx::ereport!(
+                WARNING,
+                pgrx::PgSqlErrorCode::ERRCODE_WARNING,
+                format!("table \"{name}\" has no primary key"),
+                "Its whole rows identify changes on other nodes, which is slow. Add a primary key."
+            );
+        }
+    }
+}

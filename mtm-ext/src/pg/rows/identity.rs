@@ -40,10 +40,10 @@ unsafe fn lacks_identity(rel: pg_sys::Relation) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
         let class = &*(*rel).rd_rel;
-        class.relkind as u8 == pg_sys::RELKIND_RELATION
+        (class.relkind as u8 == pg_sys::RELKIND_RELATION
+            || class.relkind as u8 == pg_sys::RELKIND_MATVIEW)
             && class.relpersistence as u8 == pg_sys::RELPERSISTENCE_PERMANENT
             && !types::is_built_in((*rel).rd_id)
-            && types::schema_name(class.relnamespace) != b"mtm"
             && matches!(
                 class.relreplident as u8,
                 pg_sys::REPLICA_IDENTITY_DEFAULT | pg_sys::REPLICA_IDENTITY_INDEX

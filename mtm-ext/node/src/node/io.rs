@@ -165,8 +165,8 @@ pub enum Effect {
     ApplyCommitted(Gid),
     /// Recovery: roll back a prepared transaction without any outcome.
     DropPrepared(Gid),
-    /// Recovery: prepare the transaction with the donor's rows; journal the acceptance of abort
-    /// too if it is true.
+    /// Recovery: prepare the transaction with the donor's rows unless it is prepared already, and
+    /// journal whether abort is accepted, replacing what the journal said (specs/adr/0100).
     Install(Gid, bool),
     /// Write ParallelSafe and flush it, then `generations::Input::ParallelSafe`.
     WriteParallelSafe(GenNum),

@@ -101,14 +101,15 @@ impl Node<'_> {
         if entry.decree().is_some() {
             return Ok(());
         }
-        let held = matches!(&entry.role, Role::Peer(p) if p.is_undecided());
-        let accepted_here = entry.report() == mtm_paxos::commit::Report::AcceptedAbort && held;
-        if !held || (accepted_abort && !accepted_here) {
-            entry.role = Role::Peer(if accepted_abort {
-                Participant::found_abort_accepted(true)
-            } else {
-                Participant::found_prepared()
-            });
+        // The donor's word replaces this node's in both directions, also an abort accepted here:
+        // that belongs to the ballot it was accepted in (specs/adr/0100).
+        let wanted = if accepted_abort {
+            Participant::found_abort_accepted(true)
+        } else {
+            Participant::found_prepared()
+        };
+        if entry.role != Role::Peer(wanted) {
+            entry.role = Role::Peer(wanted);
             out.push(Effect::Install(gid, accepted_abort));
         }
         Ok(())

@@ -33,7 +33,7 @@ fn identify_rows(relations: &[pgrx::pg_sys::Oid], warn: bool) {
     if crate::guc::IGNORE_TABLES_WITHOUT_PK.get() {
         return;
     }
-    for &relation in relations {
+    for &relation in relations.iter().filter(|relation| crate::pg::xact::is_logged_table(**relation)) {
         // SAFETY: after the statement, inside its transaction.
         if unsafe { crate::pg::rows::ensure_replica_identity(relation) } && warn {
             let name = crate::pg::sqlrun::relation_name(relation);

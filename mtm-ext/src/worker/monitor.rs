@@ -3,7 +3,8 @@
 
 use crate::config;
 use crate::pg::bgworker::{self, Handle, Kind};
-use crate::pg::{proc, shmem};
+use crate::pg::{pipe, proc, shmem};
+use core::cell::RefCell;
 use core::sync::atomic::Ordering;
 use mtm_core::{Instant, NodeId};
 use std::collections::BTreeMap;
@@ -16,16 +17,36 @@ struct Child {
     not_before: Instant,
 }
 
+type Children = BTreeMap<usize, (Kind, Child)>;
+
+thread_local! {
+    static CHILDREN: RefCell<Children> = const { RefCell::new(Children::new()) };
+}
+
 /// Runs until the server stops.
 pub fn run() {
+    pipe::with_exit_hook(watch, end_children);
+}
+
+fn watch() {
     shmem::header().monitor.store(proc::my_procno(), Ordering::Release);
     config::load();
-    let mut children: BTreeMap<usize, (Kind, Child)> = BTreeMap::new();
     loop {
         bgworker::handle_signals();
-        let wait_us = supervise(&mut children);
+        let wait_us = CHILDREN.with_borrow_mut(supervise);
         proc::wait(None, wait_us);
     }
+}
+
+/// The next monitor starts all of them again; two senders would get in each other's way.
+fn end_children() {
+    CHILDREN.with_borrow(|children| {
+        for (_, child) in children.values() {
+            if let Some(handle) = &child.handle {
+                handle.terminate();
+            }
+        }
+    });
 }
 
 fn wanted() -> Vec<Kind> {
@@ -42,7 +63,7 @@ fn wanted() -> Vec<Kind> {
 }
 
 /// Starts what is missing; returns when to look again, if that is before the next event.
-fn supervise(children: &mut BTreeMap<usize, (Kind, Child)>) -> Option<u64> {
+fn supervise(children: &mut Children) -> Option<u64> {
     let now = proc::now();
     let wanted = wanted();
     for kind in &wanted {

@@ -17,6 +17,9 @@ struct Child {
     not_before: Instant,
 }
 
+/// How often to look whether all workers still run.
+const LOOK_US: u64 = 250_000;
+
 type Children = BTreeMap<usize, (Kind, Child)>;
 
 thread_local! {
@@ -34,7 +37,8 @@ fn watch() {
     loop {
         bgworker::handle_signals();
         let wait_us = CHILDREN.with_borrow_mut(supervise);
-        proc::wait(None, wait_us);
+        // The postmaster tells only processes with a database of their workers' ends.
+        proc::wait(None, Some(wait_us.unwrap_or(LOOK_US).min(LOOK_US)));
     }
 }
 

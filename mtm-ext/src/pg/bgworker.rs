@@ -2,7 +2,6 @@
 
 use super::proc;
 use core::ffi::{c_char, c_int};
-use core::sync::atomic::{AtomicI32, Ordering};
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::{PgTryBuilder, pg_sys};
 
@@ -154,8 +153,6 @@ impl Drop for Handle {
     }
 }
 
-static KIND: AtomicI32 = AtomicI32::new(0);
-
 /// Entry point of every worker.
 #[pgrx::pg_guard]
 #[unsafe(no_mangle)]
@@ -167,7 +164,6 @@ extern "C-unwind" fn mtm_worker_main(arg: pg_sys::Datum) {
         pg_sys::pqsignal(pg_sys::SIGHUP as c_int, Some(super::sys::SignalHandlerForConfigReload));
         pg_sys::BackgroundWorkerUnblockSignals();
     }
-    KIND.store(arg.value() as i32, Ordering::Relaxed);
     let kind = Kind::from_arg(arg.value()).expect("we register only known kinds");
     crate::worker::run(kind);
 }
@@ -206,14 +202,6 @@ pub fn handle_signals() {
             (&raw mut pg_sys::ConfigReloadPending).write_volatile(0);
             pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
         }
-    }
-}
-
-/// Reports what this process does in `pg_stat_activity`.
-pub fn report_activity(text: &core::ffi::CStr) {
-    // SAFETY: copies the string into this process' status entry.
-    unsafe {
-        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, text.as_ptr());
     }
 }
 

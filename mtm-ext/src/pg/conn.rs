@@ -136,12 +136,6 @@ impl Conn {
         unsafe { pq::PQsocket(self.raw) }
     }
 
-    /// The other server's process that serves this connection.
-    pub fn backend_pid(&self) -> i32 {
-        // SAFETY: as above.
-        unsafe { pq::PQbackendPID(self.raw) }
-    }
-
     /// The other server's version, 150020 say.
     pub fn server_version(&self) -> i32 {
         // SAFETY: as above.

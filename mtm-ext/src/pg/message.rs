@@ -25,9 +25,3 @@ pub fn flush(lsn: Lsn) {
     // SAFETY: XLogFlush may be called by any process that may write WAL.
     unsafe { pg_sys::XLogFlush(lsn.0) }
 }
-
-/// Position up to which the log is durable.
-pub fn flushed() -> Lsn {
-    // SAFETY: reads shared memory under its own spinlock.
-    Lsn(unsafe { pg_sys::GetFlushRecPtr(core::ptr::null_mut()) })
-}

@@ -2,7 +2,7 @@
 //!
 //! | lock           | guards                                             | held for |
 //! |----------------|----------------------------------------------------|----------|
-//! | `CONFIG`       | `Header::conninfo`, `Header::reason`               | copies   |
+//! | `CONFIG`       | `Header::conninfo`                                 | copies   |
 //! | `COORDINATORS` | the slots of transactions of this node             | one step |
 //! | `PARTICIPANTS` | the table of transactions of other nodes           | one step |
 //! | `WORKERS`      | the slots of apply workers                         | one step |
@@ -41,9 +41,6 @@ pub struct Text<const N: usize> {
 }
 
 impl<const N: usize> Text<N> {
-    /// No text.
-    pub const EMPTY: Self = Self { len: 0, bytes: [0; N] };
-
     /// The longest prefix of `text` that fits and ends at a character.
     pub fn new(text: &str) -> Self {
         let mut end = text.len().min(N);
@@ -187,8 +184,6 @@ pub struct Header {
     pub generation: AtomicU64,
     /// 1 once unfinished work from before the start is known.
     pub recovered: AtomicU32,
-    /// Grows with every change of the configuration.
-    pub config_version: AtomicU64,
     /// Processes that others wake.
     pub monitor: AtomicI32,
     /// See `monitor`.
@@ -198,7 +193,6 @@ pub struct Header {
     /// Peers by `NodeId::index`.
     pub peers: [Peer; NODES],
     conninfo: [Text<MAX_CONNINFO>; NODES],
-    reason: Text<512>,
 }
 
 struct Shared {
@@ -434,11 +428,6 @@ pub fn participants<R>(body: impl FnOnce(&mut Table<'_, Part>) -> R) -> R {
     })
 }
 
-/// Places in the table of participants.
-pub fn participant_capacity() -> usize {
-    shared().n_participants
-}
-
 /// Runs `body` with the slots of apply workers.
 pub fn workers<R>(body: impl FnOnce(&mut [WorkerSlot]) -> R) -> R {
     locked(WORKERS, true, |shared| {
@@ -474,20 +463,6 @@ pub fn set_conninfo(node: NodeId, text: &str) {
     let copy = Text::new(text);
     // SAFETY: guarded by CONFIG, held exclusively.
     locked(CONFIG, true, |s| unsafe { (*s.header).conninfo[node.index()] = copy });
-}
-
-/// Why the node is in its state, for people; empty if there is nothing to say.
-pub fn reason() -> String {
-    // SAFETY: guarded by CONFIG, held shared.
-    let copy = locked(CONFIG, false, |s| unsafe { (*s.header).reason });
-    copy.as_str().to_owned()
-}
-
-/// Sets what [`reason`] returns.
-pub fn set_reason(text: &str) {
-    let copy = Text::new(text);
-    // SAFETY: guarded by CONFIG, held exclusively.
-    locked(CONFIG, true, |s| unsafe { (*s.header).reason = copy });
 }
 
 impl Header {

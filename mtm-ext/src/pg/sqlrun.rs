@@ -44,18 +44,6 @@ pub fn server_version() -> i32 {
     setting(c"server_version_num").parse().unwrap_or(0)
 }
 
-/// Name of this session's database.
-pub fn database_name() -> String {
-    // SAFETY: a syscache lookup inside a transaction; the copy is palloc'd.
-    unsafe {
-        let name = pg_sys::get_database_name(pg_sys::MyDatabaseId);
-        if name.is_null() {
-            return String::new();
-        }
-        core::ffi::CStr::from_ptr(name).to_string_lossy().into_owned()
-    }
-}
-
 /// Whether this session is a superuser's.
 pub fn is_superuser() -> bool {
     // SAFETY: a catalog lookup inside a transaction.

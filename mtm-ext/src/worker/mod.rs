@@ -9,7 +9,7 @@ mod resolver;
 mod sender;
 mod spill;
 
-pub use inbox::{accept_pipe, take};
+pub use inbox::accept_pipe;
 
 use crate::pg::bgworker::{self, Kind};
 

@@ -186,7 +186,7 @@ impl Receiver {
         match message {
             StreamMessage::Piece { gid, lsn, first, last, payload } => {
                 if first {
-                    self.incoming = Some(Incoming::new(gid, lsn));
+                    self.incoming = Some(Incoming::new(gid));
                 }
                 let Some(incoming) = self.incoming.as_mut().filter(|i| i.gid == gid) else {
                     return Ok(());

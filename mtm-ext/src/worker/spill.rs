@@ -4,7 +4,7 @@
 use crate::guc;
 use crate::pg::{segment, sqlrun};
 use mtm_core::wire::{DecodeError, Reader, Writer};
-use mtm_core::{Gid, Lsn, NodeId};
+use mtm_core::{Gid, NodeId};
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::PathBuf;
@@ -43,16 +43,14 @@ pub fn clean(origin: NodeId) -> io::Result<()> {
 pub struct Incoming {
     /// Its name.
     pub gid: Gid,
-    /// End of its announcement.
-    pub lsn: Lsn,
     memory: Vec<u8>,
     file: Option<BufWriter<File>>,
 }
 
 impl Incoming {
     /// Nothing received yet.
-    pub const fn new(gid: Gid, lsn: Lsn) -> Self {
-        Self { gid, lsn, memory: Vec::new(), file: None }
+    pub const fn new(gid: Gid) -> Self {
+        Self { gid, memory: Vec::new(), file: None }
     }
 
     /// Takes a piece.

@@ -18,11 +18,18 @@ pub fn send_all(nodes: NodeSet, message: &Message<'_>) {
     }
     let mut bytes = Vec::with_capacity(64);
     message.encode(&mut bytes);
+    let mut woken = false;
     for node in nodes {
+        if crate::worker::reply(node, &bytes) {
+            continue;
+        }
+        woken = true;
         if shmem::peer(node).link_up.load(Ordering::Acquire) != 0 {
             // A full ring means a peer that does not read; it will be found disconnected.
             let _ = shmem::produce(node, |ring| ring.push(&bytes));
         }
     }
-    proc::wake(shmem::header().sender.load(Ordering::Acquire));
+    if woken {
+        proc::wake(shmem::header().sender.load(Ordering::Acquire));
+    }
 }

@@ -4,7 +4,7 @@
 //! what it says.
 
 use crate::pg::shmem::{self, RefusalCopy};
-use crate::pg::{message, proc, xact};
+use crate::pg::{message, proc, walwake, xact};
 use crate::{cluster, dmq, guc};
 use core::cell::Cell;
 use core::sync::atomic::Ordering;
@@ -37,6 +37,7 @@ pub fn pre_commit() {
     let announced = decide(gid);
     DECIDED.set(Some(gid));
     xact::mark_commit_record(announced);
+    walwake::suppress();
 }
 
 /// XACT_EVENT_PRE_PREPARE of a user's PREPARE TRANSACTION: returns when all members have prepared
@@ -49,12 +50,14 @@ pub fn pre_prepare() {
 
 /// XACT_EVENT_COMMIT: the commit record is durable, so the decision may leave.
 pub fn committed() {
+    walwake::restore();
     let Some(gid) = DECIDED.take() else { return };
     tell_committed(gid);
 }
 
 /// XACT_EVENT_ABORT and XACT_EVENT_PREPARE.
 pub fn ended() {
+    walwake::restore();
     DECIDED.set(None);
     AWAITED.set(None);
     if REGISTERED.replace(false) {

@@ -3,6 +3,7 @@
 //! Every wait is a latch wait, so that a worker can be told to stop at any time.
 
 use super::proc::{self, Interest};
+use core::sync::atomic::{AtomicU64, Ordering};
 use pq_sys as pq;
 use std::ffi::{CStr, CString};
 use thiserror::Error;
@@ -45,7 +46,11 @@ pub enum CopyIn {
 #[derive(Debug)]
 pub struct Conn {
     raw: *mut pq::PGconn,
+    id: u64,
 }
+
+/// Connections made by this process.
+static MADE: AtomicU64 = AtomicU64::new(0);
 
 impl Drop for Conn {
     fn drop(&mut self) {
@@ -88,7 +93,7 @@ impl Conn {
         if raw.is_null() {
             return Err(ConnError::Connection("out of memory".to_owned()));
         }
-        let mut conn = Self { raw };
+        let mut conn = Self { raw, id: MADE.fetch_add(1, Ordering::Relaxed) };
         conn.finish_connecting(timeout_s)?;
         Ok(conn)
     }
@@ -128,6 +133,11 @@ impl Conn {
     fn set_nonblocking(&mut self) -> Result<(), ConnError> {
         // SAFETY: an open connection.
         if unsafe { pq::PQsetnonblocking(self.raw, 1) } == 0 { Ok(()) } else { Err(self.error()) }
+    }
+
+    /// Names this connection among all that this process makes.
+    pub const fn id(&self) -> u64 {
+        self.id
     }
 
     /// The socket.

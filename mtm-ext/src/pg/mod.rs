@@ -21,4 +21,6 @@ pub mod shmem;
 pub mod sqlrun;
 pub mod sys;
 pub mod twophase;
+pub mod waitset;
+pub mod walwake;
 pub mod xact;

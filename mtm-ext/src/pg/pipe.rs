@@ -20,12 +20,12 @@ pub fn leave_snapshot() {
     }
 }
 
-/// Tells the client to begin sending: CopyInResponse, binary, no columns.
+/// Tells the client that both sides may send now: CopyBothResponse, binary, no columns.
 pub fn begin() {
     // SAFETY: the ordinary way to send a protocol message from a backend.
     unsafe {
         let mut buffer = pg_sys::StringInfoData::default();
-        pg_sys::pq_beginmessage(&raw mut buffer, b'G' as core::ffi::c_char);
+        pg_sys::pq_beginmessage(&raw mut buffer, b'W' as core::ffi::c_char);
         pg_sys::pq_sendbytes(&raw mut buffer, [1u8, 0, 0].as_ptr().cast(), 3);
         pg_sys::pq_endmessage(&raw mut buffer);
         if let Some(flush) = (*sys::PqCommMethods).flush {
@@ -56,6 +56,34 @@ pub fn receive(into: &mut Vec<u8>) -> bool {
         }
         pg_sys::pfree(buffer.data.cast());
         kind == i32::from(b'd')
+    }
+}
+
+/// Sends a message to the client and does not wait for it.
+pub fn send(bytes: &[u8]) {
+    // SAFETY: the ordinary way to send a protocol message from a backend; the bytes are copied
+    // into the connection's buffer, which is then flushed.
+    unsafe {
+        let methods = &*sys::PqCommMethods;
+        if let (Some(put), Some(flush)) = (methods.putmessage, methods.flush) {
+            put(b'd' as core::ffi::c_char, bytes.as_ptr().cast(), bytes.len());
+            flush();
+        }
+    }
+}
+
+/// Whether more from the client is there already.
+pub fn more_waiting() -> bool {
+    let mut byte = 0u8;
+    // SAFETY: the client's socket is open as long as the backend runs; one byte is looked at and
+    // left there, without waiting.
+    unsafe {
+        sys::pq_buffer_has_data() || {
+            // The socket is Port's first field in every version (`libpq/libpq-be.h`).
+            let fd = *pg_sys::MyProcPort.cast::<core::ffi::c_int>();
+            let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+            libc::recv(fd, (&raw mut byte).cast(), 1, flags) > 0
+        }
     }
 }
 

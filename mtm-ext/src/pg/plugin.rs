@@ -76,8 +76,11 @@ unsafe fn plugin<'a>(ctx: Context) -> &'a mut Plugin {
 unsafe extern "C-unwind" fn startup(
     ctx: Context,
     options: *mut pg_sys::OutputPluginOptions,
-    _is_init: bool,
+    is_init: bool,
 ) {
+    if !is_init {
+        super::walwake::register_stream();
+    }
     // SAFETY: PostgreSQL's arguments; the box is freed in `shutdown`.
     unsafe {
         (*options).output_type = pg_sys::OutputPluginOutputType::OUTPUT_PLUGIN_BINARY_OUTPUT;
@@ -271,6 +274,7 @@ unsafe fn replay(ctx: Context, txn: Txn, lsn: pg_sys::XLogRecPtr, announced: &An
         if txn.is_null() || (*txn).xid != xid {
             pgrx::error!("announcement of {gid} in transaction {:?}", txn.as_ref().map(|t| t.xid));
         }
+        super::walwake::position_is_known();
         let reorder = (*ctx).reorder;
         for child in &announced.children {
             let child = pg_sys::TransactionId::from(*child);

@@ -158,6 +158,10 @@ pub struct Peer {
     pub receiver_pid: AtomicI32,
     /// The same receiver's process slot.
     pub receiver: AtomicI32,
+    /// The walsender that sends this node's transactions to it, 0 if none has been.
+    pub walsender_pid: AtomicI32,
+    /// 1 while our receiver waits for an idle apply worker.
+    pub wants_worker: AtomicU32,
     /// Whether our receiver streams.
     pub streaming: AtomicU32,
     /// Position up to which its stream was received.
@@ -184,6 +188,8 @@ pub struct Header {
     pub generation: AtomicU64,
     /// 1 once unfinished work from before the start is known.
     pub recovered: AtomicU32,
+    /// When walsenders were last woken for records that our streams skip; monotonic us.
+    pub streams_woken_us: AtomicU64,
     /// Processes that others wake.
     pub monitor: AtomicI32,
     /// See `monitor`.

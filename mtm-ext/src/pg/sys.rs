@@ -28,6 +28,8 @@ unsafe extern "C-unwind" {
     /// `libpq/libpq.h`.
     pub fn pq_getbyte() -> c_int;
     /// `libpq/libpq.h`.
+    pub fn pq_buffer_has_data() -> bool;
+    /// `libpq/libpq.h`.
     pub fn pq_getmessage(s: pg_sys::StringInfo, maxlen: c_int) -> c_int;
 }
 

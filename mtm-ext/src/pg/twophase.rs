@@ -1,6 +1,6 @@
 //! Prepared transactions.
 
-use super::sys;
+use super::{sys, walwake};
 use pgrx::pg_sys;
 use std::ffi::CString;
 
@@ -20,12 +20,14 @@ pub fn begin() {
 /// Ends the transaction that [`begin`] began with a durable PREPARE.
 pub fn prepare(gid: &str) {
     let gid = CString::new(gid).expect("a gid has no zero byte");
+    walwake::suppress();
     // SAFETY: inside the block; the string is copied by PrepareTransactionBlock.
     unsafe {
         let copy = pg_sys::MemoryContextStrdup(pg_sys::TopTransactionContext, gid.as_ptr());
         pg_sys::PrepareTransactionBlock(copy);
         pg_sys::CommitTransactionCommand();
     }
+    walwake::restore();
 }
 
 /// COMMIT PREPARED or ROLLBACK PREPARED in a transaction of its own.
@@ -35,13 +37,31 @@ pub fn finish(gid: &str, commit: bool) {
     unsafe {
         pg_sys::SetCurrentStatementStartTimestamp();
         pg_sys::StartTransactionCommand();
+        walwake::suppress();
         sys::FinishPreparedTransaction(gid.as_ptr(), commit);
+        walwake::restore();
+        // The record is durable already: no reason to wake the WAL writer.
+        pg_sys::XactLastRecEnd = 0;
         pg_sys::CommitTransactionCommand();
     }
 }
 
+/// COMMIT PREPARED within the transaction that is open, which has written nothing.
+pub fn commit_here(gid: &str) {
+    let gid = CString::new(gid).expect("a gid has no zero byte");
+    walwake::suppress();
+    // SAFETY: as in `finish`: FinishPreparedTransaction works on the prepared transaction alone and
+    // needs an open one only for its memory and locks. The record is durable when it returns.
+    unsafe {
+        sys::FinishPreparedTransaction(gid.as_ptr(), true);
+        pg_sys::XactLastRecEnd = 0;
+    }
+    walwake::restore();
+}
+
 /// Rolls back whatever is open.
 pub fn abort() {
+    walwake::restore();
     // SAFETY: the usual way out after an ERROR.
     unsafe { pg_sys::AbortOutOfAnyTransaction() }
 }

@@ -7,7 +7,7 @@ use crate::dmq;
 use crate::pg::bgworker::{self, Caught};
 use crate::pg::rows::Applier;
 use crate::pg::shmem::{self, WorkerSlot};
-use crate::pg::{pipe, proc, segment, twophase, xact};
+use crate::pg::{pipe, proc, segment, twophase, walwake, xact};
 use core::panic::AssertUnwindSafe;
 use core::sync::atomic::Ordering;
 use mtm_core::{Gid, NodeId};
@@ -52,7 +52,10 @@ fn serve(slot: usize) {
                     workers[slot].done += 1;
                     workers[slot].receiver
                 });
-                proc::wake(receiver);
+                if shmem::peer(mine.origin).wants_worker.load(Ordering::SeqCst) != 0 {
+                    proc::wake(receiver);
+                }
+                walwake::catch_up();
                 bgworker::report_idle();
             }
             Ok(false) => {
@@ -175,9 +178,11 @@ fn prepared(gid: &Gid) {
 
 /// Waits for the outcome of the prepared transaction and carries it out.
 fn await_decision(gid: &Gid) {
+    let me = proc::my_procno();
     loop {
         let state = shmem::participants(|table| {
-            table.get_mut(gid).map(|part| part.participant.state())
+            // Whoever heard the decision may have taken the transaction.
+            table.get_mut(gid).filter(|part| part.worker == me).map(|p| p.participant.state())
         });
         match state {
             Some(ParticipantState::Committing) => return resolver::finish(gid, true),

@@ -3,13 +3,17 @@
 use crate::hook::commit::log_abort_accepted;
 use crate::pg::shmem::{self, Part, RefusalCopy, Text};
 use crate::pg::xact::{self, XidStatus};
-use crate::pg::{pipe, proc};
 use crate::dmq;
+use crate::pg::{pipe, proc, twophase};
+use super::resolver;
+use super::wire::{Incoming, Outgoing};
+use core::cell::RefCell;
 use core::sync::atomic::Ordering;
 use mtm_core::{Gid, NodeId};
 use mtm_node::message::{Message, Refusal};
 use mtm_paxos::commit::{
-    Coordinator, CoordinatorState, CoordinatorStep, Decree, Participant, ParticipantStep,
+    Coordinator, CoordinatorState, CoordinatorStep, Decree, Participant, ParticipantState,
+    ParticipantStep,
 };
 
 /// Wakes every process that waits for a decision, so that it looks at its peers again.
@@ -19,37 +23,129 @@ pub fn wake_waiters() {
     }
 }
 
-/// Turns this backend into the receiving end of `from`'s messages, until the peer goes.
+/// Turns this backend into the receiving end of `from`'s messages, until the peer goes. Answers
+/// that arise here travel back on the same connection.
 pub fn accept_pipe(from: NodeId) {
     let peer = shmem::peer(from);
     peer.inbox_pid.store(proc::my_pid(), Ordering::Release);
-    FROM.set(Some(from));
+    PIPE.set(Some(Pipe { from, replies: Outgoing::default(), decided: Vec::new() }));
     pipe::with_exit_hook(
         || {
             pipe::begin();
             let mut bytes = Vec::new();
+            let mut incoming = Incoming::default();
             while pipe::receive(&mut bytes) {
                 peer.last_heard_us.store(proc::now().0, Ordering::Release);
                 // Reading from a client handles no barriers; with heartbeats this comes often
                 // enough for DROP DATABASE and the like, which wait for every process.
                 proc::check_interrupts();
-                match Message::decode(&bytes) {
-                    Ok(message) => take(from, &message),
-                    Err(error) => pgrx::error!("malformed message from node {from}: {error}"),
+                incoming.feed(&bytes);
+                if let Err(error) = take_all(from, &mut incoming) {
+                    pgrx::error!("malformed message from node {from}: {error}");
                 }
+                carry_out();
+                send_replies();
             }
         },
         closed,
     );
 }
 
+/// What the receiving end of a peer's messages keeps.
+struct Pipe {
+    from: NodeId,
+    replies: Outgoing,
+    /// Transactions decided by the messages just read, and the workers that wait with them.
+    decided: Vec<(Gid, proc::ProcNo)>,
+}
+
 thread_local! {
-    static FROM: core::cell::Cell<Option<NodeId>> = const { core::cell::Cell::new(None) };
+    static PIPE: RefCell<Option<Pipe>> = const { RefCell::new(None) };
+}
+
+/// Handles every message that is there.
+///
+/// # Errors
+/// With the reason when they are not what a peer sends.
+pub fn take_all(from: NodeId, incoming: &mut Incoming) -> Result<(), String> {
+    while let Some(bytes) = incoming.next().map_err(|error| error.to_string())? {
+        let message = Message::decode(bytes).map_err(|error| error.to_string())?;
+        take(from, &message);
+    }
+    Ok(())
+}
+
+/// Puts a message on this process' own connection to `node`, if it has one.
+pub fn reply(node: NodeId, message: &[u8]) -> bool {
+    PIPE.with_borrow_mut(|pipe| match pipe {
+        Some(pipe) if pipe.from == node => {
+            pipe.replies.push(message);
+            true
+        }
+        _ => false,
+    })
+}
+
+fn send_replies() {
+    PIPE.with_borrow_mut(|pipe| {
+        if let Some(pipe) = pipe {
+            pipe.replies.drain(pipe::send);
+        }
+    });
+}
+
+/// Has decided transactions committed: a single one at once and here, which saves waking its
+/// worker; several, or when more messages wait, by their workers, which share flushes.
+fn carry_out() {
+    let decided = PIPE.with_borrow_mut(|pipe| {
+        pipe.as_mut().map(|pipe| core::mem::take(&mut pipe.decided)).unwrap_or_default()
+    });
+    if let [(gid, worker)] = decided[..]
+        && !pipe::more_waiting()
+        && claim(&gid, worker)
+    {
+        resolver::finish_with(&gid, || twophase::commit_here(&gid.to_string()));
+        send_replies();
+        proc::wake(worker);
+        return;
+    }
+    for (_, worker) in decided {
+        proc::wake(worker);
+    }
+}
+
+/// Takes a decided transaction from the worker that waits with it.
+fn claim(gid: &Gid, worker: proc::ProcNo) -> bool {
+    let me = proc::my_procno();
+    shmem::participants(|table| match table.get_mut(gid) {
+        Some(part)
+            if part.worker == worker
+                && part.participant.state() == ParticipantState::Committing =>
+        {
+            part.worker = me;
+            true
+        }
+        _ => false,
+    })
 }
 
 fn closed() {
-    let Some(from) = FROM.take() else { return };
-    let peer = shmem::peer(from);
+    let Some(pipe) = PIPE.take() else { return };
+    let me = proc::my_procno();
+    shmem::participants(|table| {
+        let claimed: Vec<Gid> =
+            table.iter().filter(|(_, part)| part.worker == me).map(|(gid, _)| *gid).collect();
+        for gid in claimed {
+            if let Some(part) = table.get_mut(&gid) {
+                part.worker = proc::NO_PROC;
+            }
+        }
+    });
+    for (_, worker) in pipe.decided {
+        proc::wake(worker);
+    }
+    proc::wake(shmem::header().resolver.load(Ordering::Acquire));
+    let peer = shmem::peer(pipe.from);
     let mine = proc::my_pid();
     // A newer connection of the same peer may have taken over.
     if peer.inbox_pid.compare_exchange(mine, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
@@ -132,7 +228,15 @@ fn decided(from: NodeId, gid: &Gid, decree: Decree) {
         Some((ParticipantStep::Commit | ParticipantStep::Rollback, proc::NO_PROC)) => {
             proc::wake(shmem::header().resolver.load(Ordering::Acquire));
         }
-        Some((ParticipantStep::Commit | ParticipantStep::Rollback, worker)) => proc::wake(worker),
+        Some((ParticipantStep::Commit, worker)) => {
+            let here = PIPE.with_borrow_mut(|pipe| {
+                pipe.as_mut().map(|pipe| pipe.decided.push((*gid, worker))).is_some()
+            });
+            if !here {
+                proc::wake(worker);
+            }
+        }
+        Some((ParticipantStep::Rollback, worker)) => proc::wake(worker),
         // A decided commit that is not in the table was finished and forgotten: nothing commits
         // without this node's PREPARE.
         Some((ParticipantStep::TellCommitted, _)) => dmq::send(from, &Message::Committed(*gid)),

@@ -8,8 +8,9 @@ mod receiver;
 mod resolver;
 mod sender;
 mod spill;
+mod wire;
 
-pub use inbox::accept_pipe;
+pub use inbox::{accept_pipe, reply};
 
 use crate::pg::bgworker::{self, Kind};
 

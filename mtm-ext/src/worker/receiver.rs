@@ -5,8 +5,9 @@ use super::{applier, conflict};
 use crate::{dmq, guc};
 use crate::pg::bgworker::{self, Caught, Handle, Kind};
 use crate::pg::conn::{Conn, ConnError, CopyIn};
-use crate::pg::proc::{self, Interest, ProcNo};
+use crate::pg::proc::{self, ProcNo};
 use crate::pg::shmem::{self, Part};
+use crate::pg::waitset::{WaitSet, Watch};
 use crate::pg::{segment, xact};
 use core::sync::atomic::Ordering;
 use mtm_core::{Gid, Instant, Lsn, NodeId};
@@ -37,6 +38,7 @@ struct Receiver {
     incoming: Option<Incoming>,
     received: Lsn,
     next_feedback: Instant,
+    wait_set: WaitSet,
 }
 
 /// Runs until the server stops.
@@ -60,6 +62,7 @@ pub fn run(node: u8) {
         incoming: None,
         received: Lsn(peer.finished_lsn.load(Ordering::Acquire)),
         next_feedback: Instant(0),
+        wait_set: WaitSet::default(),
     };
     let mut complained = String::new();
     loop {
@@ -127,12 +130,20 @@ impl Receiver {
         }
         self.collect_workers();
         self.hand_out();
+        if !self.waiting.is_empty() {
+            // A worker that ends before it can see this is found by looking once more.
+            shmem::peer(self.origin).wants_worker.store(1, Ordering::SeqCst);
+            self.collect_workers();
+            self.hand_out();
+        }
+        let wants = u32::from(!self.waiting.is_empty());
+        shmem::peer(self.origin).wants_worker.store(wants, Ordering::SeqCst);
         self.feed_back(conn)?;
         let sent = conn.flush()?;
         let read = self.waiting.len() < MAX_WAITING;
-        let interest = Interest { fd: conn.fd(), read, write: !sent };
-        let interest = (read || !sent).then_some(interest);
-        proc::wait(interest, Some(self.patience_us()));
+        let watch = (read || !sent).then(|| Watch::new(conn, read, !sent));
+        let patience = self.patience_us();
+        self.wait_set.wait(watch.as_slice(), Some(patience));
         Ok(())
     }
 

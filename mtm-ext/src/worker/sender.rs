@@ -3,9 +3,12 @@
 use crate::cluster;
 use crate::guc;
 use crate::pg::bgworker;
-use crate::pg::conn::Conn;
-use crate::pg::proc::{self, Interest};
+use super::inbox;
+use super::wire::{Incoming, Outgoing};
+use crate::pg::conn::{Conn, ConnError, CopyIn};
+use crate::pg::proc;
 use crate::pg::shmem;
+use crate::pg::waitset::{WaitSet, Watch};
 use core::sync::atomic::Ordering;
 use mtm_core::{Instant, NodeId};
 use mtm_node::message::Message;
@@ -13,12 +16,14 @@ use std::collections::BTreeMap;
 
 /// Pause between attempts to connect.
 const RETRY_US: u64 = 200_000;
-/// Messages taken from one ring before the others are looked at.
-const BATCH: usize = 256;
+/// Bytes taken from one ring before the others are looked at.
+const BATCH_BYTES: usize = 32 * 1024;
 
 #[derive(Default)]
 struct Link {
     conn: Option<Conn>,
+    outgoing: Outgoing,
+    incoming: Incoming,
     not_before: Instant,
     next_heartbeat: Instant,
     unsent: bool,
@@ -35,12 +40,13 @@ pub fn run() {
     for node in links.keys() {
         shmem::peer(*node).link_up.store(0, Ordering::Release);
     }
+    let mut set = WaitSet::default();
     loop {
         bgworker::handle_signals();
         for (node, link) in &mut links {
             serve(*node, link);
         }
-        wait(&links);
+        wait(&mut set, &links);
     }
 }
 
@@ -48,11 +54,7 @@ fn serve(node: NodeId, link: &mut Link) {
     if link.conn.is_none() {
         reconnect(node, link);
     }
-    let result = match &mut link.conn {
-        None => return,
-        Some(conn) => pump(node, conn, &mut link.next_heartbeat).map(|sent| link.unsent = !sent),
-    };
-    if let Err(error) = result {
+    if let Err(error) = pump(node, link) {
         pgrx::log!("multimaster: lost the connection to node {node}: {error}");
         down(node, link);
     }
@@ -64,7 +66,7 @@ fn down(node: NodeId, link: &mut Link) {
     let peer = shmem::peer(node);
     peer.link_up.store(0, Ordering::Release);
     peer.epoch.fetch_add(1, Ordering::AcqRel);
-    super::inbox::wake_waiters();
+    inbox::wake_waiters();
 }
 
 fn reconnect(node: NodeId, link: &mut Link) {
@@ -76,6 +78,8 @@ fn reconnect(node: NodeId, link: &mut Link) {
             // What is in the ring was meant for the broken link.
             let _ = shmem::produce(node, |ring| ring.discard());
             link.conn = Some(conn);
+            link.outgoing = Outgoing::default();
+            link.incoming = Incoming::default();
             link.next_heartbeat = Instant(0);
             link.complained = false;
             shmem::peer(node).link_up.store(1, Ordering::Release);
@@ -90,7 +94,7 @@ fn reconnect(node: NodeId, link: &mut Link) {
     }
 }
 
-fn connect(node: NodeId) -> Result<Conn, crate::pg::conn::ConnError> {
+fn connect(node: NodeId) -> Result<Conn, ConnError> {
     let header = shmem::header();
     let timeout = match guc::CONNECT_TIMEOUT.get() {
         // One peer that does not answer must not keep messages from the others.
@@ -111,31 +115,41 @@ fn connect(node: NodeId) -> Result<Conn, crate::pg::conn::ConnError> {
     Ok(conn)
 }
 
-/// Moves messages from the ring to the connection; `true` when everything is sent.
-fn pump(
-    node: NodeId,
-    conn: &mut Conn,
-    next_heartbeat: &mut Instant,
-) -> Result<bool, crate::pg::conn::ConnError> {
+/// Reads the peer's answers and moves messages from the ring to the connection.
+fn pump(node: NodeId, link: &mut Link) -> Result<(), ConnError> {
+    let Some(conn) = &mut link.conn else { return Ok(()) };
     conn.consume()?;
+    loop {
+        match conn.copy_data()? {
+            CopyIn::Data(bytes) => link.incoming.feed(&bytes),
+            CopyIn::WouldBlock => break,
+            CopyIn::End => {
+                return Err(ConnError::Connection("the peer ended the connection".to_owned()));
+            }
+        }
+        inbox::take_all(node, &mut link.incoming)
+            .map_err(|error| ConnError::Connection(format!("malformed answer: {error}")))?;
+    }
     let now = proc::now();
-    if now >= *next_heartbeat {
+    let mut message = Vec::new();
+    if now >= link.next_heartbeat {
         let interval = u64::from(guc::HEARTBEAT_SEND_TIMEOUT.get().unsigned_abs()) * 1000;
-        *next_heartbeat = now.plus_us(interval);
-        let mut bytes = Vec::new();
-        heartbeat(node).encode(&mut bytes);
-        conn.put_copy_data(&bytes)?;
+        link.next_heartbeat = now.plus_us(interval);
+        heartbeat(node).encode(&mut message);
+        link.outgoing.push(&message);
     }
     let ring = shmem::ring(node);
-    let mut message = Vec::new();
-    for _ in 0..BATCH {
+    // What the connection does not take stays in the ring, which is bounded.
+    while !link.unsent && link.outgoing.len() < BATCH_BYTES {
         match ring.pop(&mut message) {
-            Ok(true) => conn.put_copy_data(&message)?,
+            Ok(true) => link.outgoing.push(&message),
             Ok(false) => break,
             Err(corrupt) => pgrx::error!("the ring to node {node} is corrupt: {corrupt}"),
         }
     }
-    conn.flush()
+    link.outgoing.drain(|bytes| conn.put_copy_data(bytes)).transpose()?;
+    link.unsent = !conn.flush()?;
+    Ok(())
 }
 
 fn heartbeat(to: NodeId) -> Message<'static> {
@@ -145,9 +159,12 @@ fn heartbeat(to: NodeId) -> Message<'static> {
     Message::Heartbeat { connected: cluster::connected(), ready }
 }
 
-/// Waits for work. Peers only ever close their end, which the next heartbeat finds at the latest.
-fn wait(links: &BTreeMap<NodeId, Link>) {
-    if links.keys().any(|node| !shmem::ring(*node).is_empty() && links[node].conn.is_some()) {
+/// Waits for work: messages to be sent, answers, the next heartbeat.
+fn wait(set: &mut WaitSet, links: &BTreeMap<NodeId, Link>) {
+    let ready = |(node, link): (&NodeId, &Link)| {
+        link.conn.is_some() && !link.unsent && !shmem::ring(*node).is_empty()
+    };
+    if links.iter().any(ready) {
         return;
     }
     let now = proc::now();
@@ -156,7 +173,9 @@ fn wait(links: &BTreeMap<NodeId, Link>) {
         None => link.not_before.since(now),
     };
     let timeout = links.values().map(due).min().unwrap_or(RETRY_US).max(1000);
-    let stuck = links.values().find(|link| link.unsent).and_then(|link| link.conn.as_ref());
-    let interest = stuck.map(|conn| Interest { fd: conn.fd(), read: false, write: true });
-    proc::wait(interest, Some(timeout));
+    let watches: Vec<Watch> = links
+        .values()
+        .filter_map(|link| link.conn.as_ref().map(|conn| Watch::new(conn, true, link.unsent)))
+        .collect();
+    set.wait(&watches, Some(timeout));
 }

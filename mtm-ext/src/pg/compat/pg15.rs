@@ -121,3 +121,14 @@ pub unsafe fn insert_index_entries(
         )
     }
 }
+
+/// Whether commits are to wait for synchronous standbys.
+///
+/// # Safety
+/// `control` must be the server's control block of walsenders.
+pub unsafe fn sync_standbys_defined(control: *const pg_sys::WalSndCtlData) -> bool {
+    /// `SYNC_STANDBY_DEFINED` of `replication/walsender_private.h`.
+    const DEFINED: u8 = 1 << 1;
+    // SAFETY: the caller's promise; a byte is read at once.
+    unsafe { (&raw const (*control).sync_standbys_status).read_volatile() & DEFINED != 0 }
+}

@@ -14,7 +14,7 @@ use core::sync::atomic::Ordering;
 use pgrx::pg_sys;
 
 /// How far our streams may fall behind in records that they skip.
-const WAKE_EVERY_US: u64 = 5_000;
+const WAKE_EVERY_US: u64 = 20_000;
 
 thread_local! {
     /// This process' number of walsenders to wake while they are not to be woken.

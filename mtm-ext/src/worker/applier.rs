@@ -112,9 +112,12 @@ fn perform(mine: &WorkerSlot, applier: &mut Applier, task: &[u8]) {
         }
     });
     proc::forget_cancel();
+    let spilled = matches!(rows, Rows::File(_));
     let outcome = bgworker::catching(AssertUnwindSafe(|| apply(mine.origin, applier, &gid, rows)));
     xact::unmark_commit_record();
-    spill::remove(&gid);
+    if spilled {
+        spill::remove(&gid);
+    }
     match outcome {
         Ok(true) => prepared(&gid),
         Ok(false) => {

@@ -13,7 +13,7 @@ use mtm_core::{Gid, Instant};
 /// How long after the previous look to look again, by the age of the oldest work.
 pub const fn next_look_us(age_us: u64) -> u64 {
     match age_us {
-        0..5_000 => 1_000,
+        0..5_000 => 3_000,
         5_000..50_000 => 5_000,
         50_000..1_000_000 => 20_000,
         _ => 200_000,

@@ -22,13 +22,18 @@ thread_local! {
 pub fn run(slot: u16) {
     let database = shmem::header().database.load(Ordering::Relaxed);
     bgworker::connect_to_database(database);
+    prepare_session();
+    SLOT.set(usize::from(slot));
+    pipe::with_exit_hook(|| serve(usize::from(slot)), release);
+}
+
+/// Settings under which other nodes' transactions are applied.
+fn prepare_session() {
     xact::set_applying();
     bgworker::set_config(c"session_replication_role", c"replica");
     bgworker::set_config(c"statement_timeout", c"0");
     bgworker::set_config(c"lock_timeout", c"0");
     bgworker::set_config(c"synchronous_commit", c"local");
-    SLOT.set(usize::from(slot));
-    pipe::with_exit_hook(|| serve(usize::from(slot)), release);
 }
 
 fn serve(slot: usize) {
@@ -100,26 +105,113 @@ fn release() {
     proc::wake(shmem::header().resolver.load(Ordering::Acquire));
 }
 
+/// Applies small transactions in the receiver's own process while there is no other work: that
+/// saves waking a worker, twice. What would make the receiver wait goes to a worker after all.
+pub struct InPlace {
+    applier: Applier,
+    /// Until when to leave it to workers: a transaction took too long.
+    not_before: mtm_core::Instant,
+}
+
+/// How long the receiver waits for a lock before it leaves the transaction to a worker.
+const PATIENCE: &core::ffi::CStr = c"2ms";
+/// A transaction that keeps the receiver for longer sends the next ones to workers ...
+const SLOW_US: u64 = 5_000;
+/// ... for so long.
+const PAUSE_US: u64 = 1_000_000;
+/// Larger transactions are left to workers.
+const SMALL: usize = 8 * 1024;
+
+impl InPlace {
+    /// Makes the calling process one that can apply.
+    pub fn new() -> Self {
+        prepare_session();
+        bgworker::set_config(c"lock_timeout", PATIENCE);
+        Self { applier: Applier::new(), not_before: mtm_core::Instant(0) }
+    }
+
+    /// Applies, prepares and votes; `false` when a worker must do it.
+    pub fn try_apply(&mut self, origin: NodeId, task: &[u8]) -> bool {
+        let start = proc::now();
+        if task.len() > SMALL || start < self.not_before {
+            return false;
+        }
+        let Ok((gid, rows @ Rows::Memory(_))) = spill::decode(task) else { return false };
+        take_note(&gid);
+        proc::forget_cancel();
+        let applier = &mut self.applier;
+        let apply = AssertUnwindSafe(|| apply(origin, applier, &gid, rows, leave_to_worker));
+        let outcome = bgworker::catching(apply);
+        xact::unmark_commit_record();
+        let done = match outcome {
+            Ok(true) => {
+                prepared(&gid, proc::NO_PROC);
+                true
+            }
+            Ok(false) => {
+                twophase::abort();
+                let_go(&gid);
+                true
+            }
+            Err(caught) if caught.sqlstate == LOCKED => {
+                twophase::abort();
+                let_go(&gid);
+                false
+            }
+            Err(caught) => {
+                twophase::abort();
+                failed(&gid, &caught);
+                true
+            }
+        };
+        proc::forget_cancel();
+        let end = proc::now();
+        if end.since(start) > SLOW_US {
+            self.not_before = end.plus_us(PAUSE_US);
+        }
+        bgworker::report_idle();
+        done
+    }
+}
+
+/// `lock_not_available`
+const LOCKED: [u8; 5] = *b"55P03";
+
+/// DDL may take long.
+fn leave_to_worker(_ddl: &[u8]) {
+    bgworker::raise("55P03", "left to an apply worker", "");
+}
+
+fn take_note(gid: &Gid) {
+    let me = proc::my_procno();
+    shmem::participants(|table| {
+        if let Some(part) = table.get_mut(gid) {
+            part.worker = me;
+        }
+    });
+}
+
 fn perform(mine: &WorkerSlot, applier: &mut Applier, task: &[u8]) {
     let (gid, rows) = match spill::decode(task) {
         Ok(decoded) => decoded,
         Err(error) => pgrx::error!("malformed task for an apply worker: {error}"),
     };
     let me = proc::my_procno();
-    shmem::participants(|table| {
-        if let Some(part) = table.get_mut(&gid) {
-            part.worker = me;
-        }
-    });
+    take_note(&gid);
     proc::forget_cancel();
     let spilled = matches!(rows, Rows::File(_));
-    let outcome = bgworker::catching(AssertUnwindSafe(|| apply(mine.origin, applier, &gid, rows)));
+    let outcome = bgworker::catching(AssertUnwindSafe(|| {
+        apply(mine.origin, applier, &gid, rows, crate::hook::apply_ddl)
+    }));
     xact::unmark_commit_record();
     if spilled {
         spill::remove(&gid);
     }
     match outcome {
-        Ok(true) => prepared(&gid),
+        Ok(true) => {
+            prepared(&gid, me);
+            await_decision(&gid);
+        }
         Ok(false) => {
             twophase::abort();
             let_go(&gid);
@@ -133,11 +225,16 @@ fn perform(mine: &WorkerSlot, applier: &mut Applier, task: &[u8]) {
 }
 
 /// Applies and prepares; `false` if abort was promised meanwhile.
-fn apply(origin: NodeId, applier: &mut Applier, gid: &Gid, rows: Rows<'_>) -> bool {
+fn apply(
+    origin: NodeId,
+    applier: &mut Applier,
+    gid: &Gid,
+    rows: Rows<'_>,
+    mut ddl: impl FnMut(&[u8]),
+) -> bool {
     twophase::begin();
     xact::mark_rows_of(origin);
     applier.begin();
-    let mut ddl = |payload: &[u8]| crate::hook::apply_ddl(payload);
     match rows {
         Rows::Memory(bytes) => applier.apply(bytes, &mut ddl),
         Rows::File(gid) => {
@@ -165,10 +262,12 @@ fn step(gid: &Gid, input: impl FnOnce(&mut shmem::Part) -> ParticipantStep) -> P
     shmem::participants(|table| table.get_mut(gid).map_or(ParticipantStep::Nothing, input))
 }
 
-fn prepared(gid: &Gid) {
+/// Votes; from here on `worker` has the transaction.
+fn prepared(gid: &Gid, worker: proc::ProcNo) {
     let now = proc::now().0;
     let next = step(gid, |part| {
         part.asked_us = now;
+        part.worker = worker;
         part.participant.prepared()
     });
     match next {
@@ -176,7 +275,6 @@ fn prepared(gid: &Gid) {
         ParticipantStep::PersistAbort => inbox::accept_abort(gid.origin, gid),
         _ => {}
     }
-    await_decision(gid);
 }
 
 /// Waits for the outcome of the prepared transaction and carries it out.

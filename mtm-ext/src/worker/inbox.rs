@@ -4,7 +4,7 @@ use crate::hook::commit::log_abort_accepted;
 use crate::pg::shmem::{self, Part, RefusalCopy, Text};
 use crate::pg::xact::{self, XidStatus};
 use crate::dmq;
-use crate::pg::{pipe, proc, twophase};
+use crate::pg::{pipe, proc, twophase, walwake};
 use super::resolver;
 use super::wire::{Incoming, Outgoing};
 use core::cell::RefCell;
@@ -100,17 +100,24 @@ fn carry_out() {
     let decided = PIPE.with_borrow_mut(|pipe| {
         pipe.as_mut().map(|pipe| core::mem::take(&mut pipe.decided)).unwrap_or_default()
     });
-    if let [(gid, worker)] = decided[..]
-        && !pipe::more_waiting()
-        && claim(&gid, worker)
-    {
-        resolver::finish_with(&gid, || twophase::commit_here(&gid.to_string()));
-        send_replies();
-        proc::wake(worker);
-        return;
+    let quiet = decided.len() == 1 && !pipe::more_waiting();
+    for (gid, worker) in decided {
+        if !quiet && worker != proc::NO_PROC {
+            proc::wake(worker);
+        } else if claim(&gid, worker) {
+            resolver::finish_with(&gid, || twophase::commit_here(&gid.to_string()));
+            send_replies();
+            proc::wake(worker);
+        }
     }
-    for (_, worker) in decided {
-        proc::wake(worker);
+    walwake::catch_up();
+}
+
+/// Wakes who finishes what this worker has: the resolver if nobody has it.
+fn wake_finisher(worker: proc::ProcNo) {
+    match worker {
+        proc::NO_PROC => proc::wake(shmem::header().resolver.load(Ordering::Acquire)),
+        worker => proc::wake(worker),
     }
 }
 
@@ -142,7 +149,7 @@ fn closed() {
         }
     });
     for (_, worker) in pipe.decided {
-        proc::wake(worker);
+        wake_finisher(worker);
     }
     proc::wake(shmem::header().resolver.load(Ordering::Acquire));
     let peer = shmem::peer(pipe.from);
@@ -225,18 +232,15 @@ fn decided(from: NodeId, gid: &Gid, decree: Decree) {
         Some((part.participant.decided(decree), part.worker))
     });
     match found {
-        Some((ParticipantStep::Commit | ParticipantStep::Rollback, proc::NO_PROC)) => {
-            proc::wake(shmem::header().resolver.load(Ordering::Acquire));
-        }
         Some((ParticipantStep::Commit, worker)) => {
             let here = PIPE.with_borrow_mut(|pipe| {
                 pipe.as_mut().map(|pipe| pipe.decided.push((*gid, worker))).is_some()
             });
             if !here {
-                proc::wake(worker);
+                wake_finisher(worker);
             }
         }
-        Some((ParticipantStep::Rollback, worker)) => proc::wake(worker),
+        Some((ParticipantStep::Rollback, worker)) => wake_finisher(worker),
         // A decided commit that is not in the table was finished and forgotten: nothing commits
         // without this node's PREPARE.
         Some((ParticipantStep::TellCommitted, _)) => dmq::send(from, &Message::Committed(*gid)),

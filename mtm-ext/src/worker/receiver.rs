@@ -1,7 +1,8 @@
 //! mtm-logrep-receiver: reads one peer's stream and hands its transactions to apply workers.
 
 use super::spill::{self, Incoming, Task};
-use super::{applier, conflict};
+use super::applier::{self, InPlace};
+use super::conflict;
 use crate::{dmq, guc};
 use crate::pg::bgworker::{self, Caught, Handle, Kind};
 use crate::pg::conn::{Conn, ConnError, CopyIn};
@@ -39,6 +40,7 @@ struct Receiver {
     received: Lsn,
     next_feedback: Instant,
     wait_set: WaitSet,
+    in_place: InPlace,
 }
 
 /// Runs until the server stops.
@@ -63,6 +65,7 @@ pub fn run(node: u8) {
         received: Lsn(peer.finished_lsn.load(Ordering::Acquire)),
         next_feedback: Instant(0),
         wait_set: WaitSet::default(),
+        in_place: InPlace::new(),
     };
     let mut complained = String::new();
     loop {
@@ -129,6 +132,7 @@ impl Receiver {
             }
         }
         self.collect_workers();
+        self.apply_in_place();
         self.hand_out();
         if !self.waiting.is_empty() {
             // A worker that ends before it can see this is found by looking once more.
@@ -145,6 +149,18 @@ impl Receiver {
         let patience = self.patience_us();
         self.wait_set.wait(watch.as_slice(), Some(patience));
         Ok(())
+    }
+
+    /// Applies the only transaction there is, if that is all that is to be done.
+    fn apply_in_place(&mut self) {
+        if self.waiting.len() != 1 || self.workers.values().any(|w| w.busy.is_some()) {
+            return;
+        }
+        if let Some(task) = self.waiting.pop_front()
+            && !self.in_place.try_apply(self.origin, &task.bytes)
+        {
+            self.waiting.push_front(task);
+        }
     }
 
     /// Until when to wait for events: conflicts are looked for while work is outstanding.

@@ -1,12 +1,9 @@
-//! Membership epochs ("generations") of a small cluster, as pure machines.
-//!
-//! A generation names the members whose acceptance a commit needs. [`Membership`] elects them:
-//! one vote per number, donors fixed once by the one proposer, a switch under the driver's
-//! barrier. There is no I/O, clock or randomness here; see the README for the driver's duties.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
 pub mod clique;
+pub mod conformance;
 mod generation;
 mod membership;
 mod message;

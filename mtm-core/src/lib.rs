@@ -1,7 +1,4 @@
-//! Words, sets and bytes shared by multimaster's crates.
-//!
-//! A thing is admitted here when at least two crates use it and it contains no policy. There is
-//! no I/O, no clock and no randomness anywhere below this module.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 

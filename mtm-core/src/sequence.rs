@@ -4,6 +4,10 @@
 //! node `k` of stride `n` hands out `k`, `k + n`, `k + 2n` and so on. The classes never meet, so no
 //! message is needed to hand out a value.
 //!
+//! In the monotonic mode a node also leaves out its values up to the last one that is known to have
+//! been handed out anywhere ([`Definition::beyond`]). Classes still never meet, so what a node
+//! does not know yet can cost the order, never uniqueness.
+//!
 //! Classes do not depend on where a sequence starts, only on its increment and the stride: moving
 //! a sequence never makes one node's future values another node's past.
 
@@ -190,6 +194,22 @@ impl Definition {
             }
         }
     }
+    /// Where the node, which stands at `at`, continues in the monotonic mode when `seen` has been
+    /// handed out somewhere: at the first value of its class beyond `seen`.
+    ///
+    /// Nothing changes when its next value is beyond `seen` anyway. A cycle that has begun again is
+    /// no order; values are compared within one lap.
+    pub fn beyond(&self, share: Share, at: Position, seen: i64) -> Position {
+        let step = i128::from(self.increment) * i128::from(share.stride);
+        let next = if at.called { i128::from(at.last) + step } else { i128::from(at.last) };
+        let is_beyond = if self.ascending() { next > seen.into() } else { next < seen.into() };
+        if is_beyond { at } else { self.position(share, Position { last: seen, called: true }) }
+    }
+
+    /// Whichever of two values is handed out later by a single server.
+    pub fn later(&self, one: i64, other: i64) -> i64 {
+        if self.ascending() { one.max(other) } else { one.min(other) }
+    }
 }
 
 #[cfg(test)]
@@ -289,7 +309,59 @@ mod tests {
         assert!(matches!(d.on_node(share(3, 3)), Err(TooNarrow::Range { .. })));
     }
 
+    #[test]
+    fn monotonic_leaves_out_what_others_have_passed_as_the_manual_says() {
+        // Node 1 has handed out 1, 4 and 7: node 2 leaves out 2 and 5.
+        let at = Position { last: 2, called: false };
+        assert_eq!(plain().beyond(share(2, 3), at, 7), Position { last: 8, called: false });
+        let ahead = Position { last: 11, called: true };
+        assert_eq!(plain().beyond(share(2, 3), ahead, 12), ahead, "14 is beyond 12");
+    }
+
     proptest! {
+        /// Any interleaving of nodes that know of each other at once (monotonic) or late: with full
+        /// knowledge values grow over the whole cluster, without it each node's own do, and every
+        /// one is beyond all the node knew of; no value ever comes twice.
+        #[test]
+        fn monotonic_values_grow(
+            d in definition(), stride in 1u8..6,
+            turns in prop::collection::vec((0u8..6, 0u8..6, any::<bool>()), 0..80),
+            at_once: bool,
+        ) {
+            let d = Definition { cycle: false, ..d };
+            let mut here = Vec::new();
+            for node in 1..=stride {
+                let mine = d.on_node(share(node, stride)).unwrap();
+                let first = d.position(share(node, stride), Position { last: d.start, called: false });
+                here.push((mine, first, None::<i64>));
+            }
+            let (mut last, mut all) = (None::<i64>, Vec::new());
+            let is_later = |a: i64, b: i64| a != b && d.later(a, b) == a;
+            for (node, teller, tells) in turns {
+                let (i, j) = (usize::from(node % stride), usize::from(teller % stride));
+                if at_once {
+                    here[i].2 = last;
+                } else if tells {
+                    let told = here[j].2;
+                    here[i].2 = match (here[i].2, told) { (Some(a), Some(b)) => Some(d.later(a, b)), (a, b) => a.or(b) };
+                }
+                let knew = here[i].2;
+                let (mine, mut at, _) = here[i];
+                if let Some(seen) = knew { at = d.beyond(share(i as u8 + 1, stride), at, seen); }
+                let value = nextval(&mine, &mut at);
+                here[i].1 = at;
+                let Some(value) = value else { continue };
+                prop_assert!(!all.contains(&value), "{value} came twice");
+                prop_assert!(knew.is_none_or(|seen| is_later(value, seen)));
+                if at_once {
+                    prop_assert!(last.is_none_or(|before| is_later(value, before)));
+                    last = Some(value);
+                }
+                here[i].2 = Some(value);
+                all.push(value);
+            }
+        }
+
         #[test]
         fn nodes_never_hand_out_the_same_value(
             d in definition(), stride in 1u8..6, used in 0usize..20, called: bool

@@ -1,7 +1,13 @@
-//! What travels from one node's write-ahead log to its peers, and how it is taken in.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
+#![deny(missing_docs)]
 
 pub mod announcement;
+pub mod assembly;
 pub mod ddl;
+pub mod plan;
+pub mod progress;
+pub mod relation_cache;
 pub mod row;
 pub mod stream;
+pub mod syncpoint;

@@ -229,12 +229,26 @@ pub(super) unsafe fn holder(
         let mut members: *mut pg_sys::MultiXactMember = ptr::null_mut();
         let only = mask & pg_sys::HEAP_XMAX_LOCK_ONLY != 0;
         let count = pg_sys::GetMultiXactIdMembers(xmax, &mut members, false, only);
-        let weak = pg_sys::MultiXactStatus::MultiXactStatusForKeyShare;
-        let strong = mode == pg_sys::LockTupleMode::LockTupleExclusive;
         (0..count.max(0) as usize)
             .map(|i| *members.add(i))
-            .find(|m| (strong || m.status != weak) && in_progress(m.xid))
+            .find(|m| excludes(m.status, mode) && in_progress(m.xid))
             .map(|m| m.xid)
+    }
+}
+
+/// Whether a member's lock does not go together with ours.
+const fn excludes(status: pg_sys::MultiXactStatus::Type, ours: pg_sys::LockTupleMode::Type) -> bool {
+    use pg_sys::LockTupleMode::{LockTupleExclusive, LockTupleKeyShare};
+    use pg_sys::MultiXactStatus::{
+        MultiXactStatusForKeyShare, MultiXactStatusForUpdate, MultiXactStatusUpdate,
+    };
+    #[allow(non_upper_case_globals, reason = "PostgreSQL's names")]
+    match ours {
+        LockTupleExclusive => true,
+        LockTupleKeyShare => {
+            matches!(status, MultiXactStatusForUpdate | MultiXactStatusUpdate)
+        }
+        _ => status != MultiXactStatusForKeyShare,
     }
 }
 

@@ -10,6 +10,7 @@ pub mod compare;
 mod conflicts;
 mod ddl;
 mod features;
+mod integrity;
 mod large;
 mod peers;
 mod rows;
@@ -62,6 +63,7 @@ const GROUPS: &[&[Check]] = &[
     twophase::CHECKS,
     rows::CHECKS,
     tables::CHECKS,
+    integrity::CHECKS,
     schema::CHECKS,
     ddl::CHECKS,
     sequences::CHECKS,

@@ -97,6 +97,9 @@ impl Applier {
                 }
                 RowMessage::Ddl(bytes) => {
                     self.settle();
+                    if mtm_logrep::ddl::is_unchecked(bytes) {
+                        self.pending.switch_off();
+                    }
                     // SAFETY: inside the transaction; all tables are closed.
                     unsafe { self.pending.check_undeferrable(&[]) }
                     ddl(bytes);

@@ -63,6 +63,12 @@ impl Pending {
         self.unchecked = false;
     }
 
+    /// The origin's session made no such checks: none are made here.
+    pub(super) fn switch_off(&mut self) {
+        self.groups.clear();
+        self.unchecked = true;
+    }
+
     /// A row has been stored. `recheck` lists indexes that may have another row with its key.
     ///
     /// # Safety

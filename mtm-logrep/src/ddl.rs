@@ -10,6 +10,7 @@
 //!                   | number of settings u16 | (name | value)*
 //! kind 2 sequence:  schema | name | last value i64 | is called u8
 //! kind 3 end:       nothing
+//! kind 4 unchecked: nothing
 //! ```
 //! Names and texts are a length (u32) and bytes. A version above ours is refused: nodes of one
 //! cluster run one version.
@@ -109,6 +110,9 @@ pub enum Message {
     },
     /// Rows travel as always again. For who reads the log, not for who executes.
     End,
+    /// The transaction's rows were stored with `session_replication_role = replica`: nobody is to
+    /// check its foreign keys or deferrable constraints.
+    Unchecked,
 }
 
 impl Message {
@@ -133,6 +137,7 @@ impl Message {
                 w.u8(u8::from(*called));
             }
             Self::End => w.u8(3),
+            Self::Unchecked => w.u8(4),
         }
         out
     }
@@ -156,6 +161,7 @@ impl Message {
                 Self::Sequence { schema, name, last, called: bool(&mut r)? }
             }
             3 => Self::End,
+            4 => Self::Unchecked,
             _ => return Err(unknown),
         };
         r.finish()?;
@@ -171,9 +177,15 @@ impl Message {
 pub fn peek(bytes: &[u8]) -> Result<(Rows, bool), DecodeError> {
     Ok(match Message::decode(bytes)? {
         Message::Statement(s) => (s.rows, true),
-        Message::Sequence { .. } => (Rows::Ordinary, true),
+        Message::Sequence { .. } | Message::Unchecked => (Rows::Ordinary, true),
         Message::End => (Rows::Ordinary, false),
     })
+}
+
+/// Whether the payload is [`Message::Unchecked`].
+#[must_use]
+pub fn is_unchecked(bytes: &[u8]) -> bool {
+    matches!(Message::decode(bytes), Ok(Message::Unchecked))
 }
 
 fn encode_statement(s: &Statement, w: &mut Writer<'_>) {
@@ -269,7 +281,7 @@ mod tests {
     fn message() -> impl Strategy<Value = Message> {
         let sequence = (bytes(), bytes(), any::<i64>(), any::<bool>())
             .prop_map(|(schema, name, last, called)| Message::Sequence { schema, name, last, called });
-        prop_oneof![statement(), sequence, Just(Message::End)]
+        prop_oneof![statement(), sequence, Just(Message::End), Just(Message::Unchecked)]
     }
 
     proptest! {
@@ -293,7 +305,7 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_never_panic(tail: Vec<u8>, kind in 0u8..5) {
+        fn arbitrary_bytes_never_panic(tail: Vec<u8>, kind in 0u8..6) {
             let _ = Message::decode(&tail);
             let bytes = [&[VERSION, kind], tail.as_slice()].concat();
             if let Ok(m) = Message::decode(&bytes) {

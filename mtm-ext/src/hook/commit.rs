@@ -131,6 +131,7 @@ fn decide(gid: Gid) -> Lsn {
     let members = shmem::header().configured_nodes();
     refuse_unless_connected(members);
     xact::check_serializable();
+    crate::pg::ddl::note_unchecked();
     let children = xact::committed_children();
     register(gid, members);
     let announced = announce(&gid, &children);

@@ -213,6 +213,14 @@ pub fn report_idle() {
     }
 }
 
+/// Adds what this process has counted to the server's statistics, on which autovacuum relies. If
+/// it is too early, the microseconds after which to call again.
+pub fn report_statistics() -> Option<u64> {
+    // SAFETY: outside a transaction, in a process with a database.
+    let again_ms = unsafe { pg_sys::pgstat_report_stat(false) };
+    u64::try_from(again_ms).ok().filter(|ms| *ms > 0).map(|ms| ms * 1000)
+}
+
 /// An ERROR, caught.
 #[derive(Clone, Debug)]
 pub struct Caught {

@@ -61,10 +61,12 @@ fn serve(slot: usize) {
                     proc::wake(receiver);
                 }
                 walwake::catch_up();
+                bgworker::report_statistics();
                 bgworker::report_idle();
             }
             Ok(false) => {
-                proc::wait(None, None);
+                let unreported = bgworker::report_statistics();
+                proc::wait(None, unreported);
             }
             Err(corrupt) => pgrx::error!("an apply worker's ring is corrupt: {corrupt}"),
         }

@@ -14,6 +14,7 @@ checks!("rows":
     toast,
     toast_unchanged_columns,
     generated_columns,
+    generated_columns_that_identify_rows,
     dropped_and_added_columns,
     many_columns,
     wide_rows_in_one_transaction,
@@ -253,6 +254,34 @@ fn generated_columns(a: &Arena) -> Result<()> {
     a.expect("SELECT sum(b) FROM r_generated", "310")?;
     a.same("SELECT string_agg(whole_row::text, '/' ORDER BY id) FROM r_generated whole_row")?;
     Ok(())
+}
+
+/// A generated column in the key, in a unique index, from a function, and on a partition.
+fn generated_columns_that_identify_rows(a: &Arena) -> Result<()> {
+    a.run(
+        1,
+        "CREATE FUNCTION r_gen_f(t text) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT lower(t) $$;
+         CREATE TABLE r_gen_key(a int, v text, b int GENERATED ALWAYS AS (a * 2) STORED PRIMARY KEY);
+         CREATE TABLE r_gen_full(a int, b text GENERATED ALWAYS AS (r_gen_f('X' || a)) STORED, c int);
+         CREATE TABLE r_gen_uni(id int PRIMARY KEY, t text, l text GENERATED ALWAYS AS (r_gen_f(t)) STORED UNIQUE);
+         CREATE TABLE r_gen_part(id int PRIMARY KEY, t text, l text GENERATED ALWAYS AS (r_gen_f(t)) STORED) PARTITION BY RANGE (id);
+         CREATE TABLE r_gen_part1(l text GENERATED ALWAYS AS (r_gen_f(t)) STORED, t text, id int NOT NULL);
+         ALTER TABLE r_gen_part ATTACH PARTITION r_gen_part1 FOR VALUES FROM (0) TO (10);
+         CREATE TABLE r_gen_part2 PARTITION OF r_gen_part FOR VALUES FROM (10) TO (20)",
+    )?;
+    a.run(2, "INSERT INTO r_gen_key(a, v) VALUES (1, 'x'), (2, 'y'), (3, 'z'); INSERT INTO r_gen_full(a, c) VALUES (1, 1), (2, 2), (3, 3)")?;
+    a.run(3, "UPDATE r_gen_key SET v = 'new' WHERE b = 2; UPDATE r_gen_key SET a = 20 WHERE a = 2; DELETE FROM r_gen_key WHERE a = 3")?;
+    a.run(1, "UPDATE r_gen_full SET a = 10 WHERE b = 'x1'; DELETE FROM r_gen_full WHERE a = 2")?;
+    a.expect("SELECT a, v, b FROM r_gen_key ORDER BY a", "1,new,2;20,y,40")?;
+    a.expect("SELECT a, b FROM r_gen_full ORDER BY a", "3,x3;10,x10")?;
+    a.run(2, "INSERT INTO r_gen_uni VALUES (1, 'One')")?;
+    let error = a.on(3)?.refused("INSERT INTO r_gen_uni VALUES (2, 'ONE')")?;
+    ensure!(error.state == "23505", "{error}");
+    a.run(3, "UPDATE r_gen_uni SET t = 'Two'; INSERT INTO r_gen_uni VALUES (2, 'ONE')")?;
+    a.expect("SELECT id, l FROM r_gen_uni ORDER BY id", "1,two;2,one")?;
+    a.run(2, "INSERT INTO r_gen_part VALUES (1, 'A'), (12, 'B')")?;
+    a.run(3, "UPDATE r_gen_part SET id = id + 10, t = t || 'X' WHERE id = 1; UPDATE r_gen_part SET t = 'C' WHERE id = 12")?;
+    a.expect("SELECT tableoid::regclass, id, l FROM r_gen_part ORDER BY id", "r_gen_part2,11,ax;r_gen_part2,12,c")
 }
 
 fn dropped_and_added_columns(a: &Arena) -> Result<()> {

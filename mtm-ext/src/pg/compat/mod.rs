@@ -23,4 +23,12 @@ unsafe extern "C-unwind" {
         by_value: bool,
         len: core::ffi::c_int,
     ) -> bool;
+    /// `catalog/partition.h`: a list of all that a partition belongs to, nearest first.
+    pub fn get_partition_ancestors(relid: pg_sys::Oid) -> *mut pg_sys::List;
+    /// `catalog/pg_inherits.h`: a list of a table and all that inherit from it, locked.
+    pub fn find_all_inheritors(
+        parent: pg_sys::Oid,
+        lock: pg_sys::LOCKMODE,
+        parents: *mut *mut pg_sys::List,
+    ) -> *mut pg_sys::List;
 }

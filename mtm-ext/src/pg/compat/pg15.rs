@@ -1,6 +1,6 @@
 //! PostgreSQL 15.
 
-use pgrx::pg_sys;
+use pgrx::{pg_guard, pg_sys};
 
 /// The old and the new tuple of a decoded change; null where there is none.
 ///
@@ -131,4 +131,96 @@ pub unsafe fn sync_standbys_defined(control: *const pg_sys::WalSndCtlData) -> bo
     const DEFINED: u8 = 1 << 1;
     // SAFETY: the caller's promise; a byte is read at once.
     unsafe { (&raw const (*control).sync_standbys_status).read_volatile() & DEFINED != 0 }
+}
+
+/// What the catalog says of a foreign key.
+#[derive(Debug, Clone)]
+pub struct ForeignKeyRow {
+    pub name: String,
+    /// The referencing table and the referenced one.
+    pub child: pg_sys::Oid,
+    pub parent: pg_sys::Oid,
+    /// The unique index of the referenced table.
+    pub index: pg_sys::Oid,
+    /// The foreign key that this one was derived from for a partition, or 0.
+    pub of: pg_sys::Oid,
+    pub child_columns: Vec<i16>,
+    pub parent_columns: Vec<i16>,
+    /// Operators parent = child, and parent = parent.
+    pub parent_child: Vec<pg_sys::Oid>,
+    pub parent_parent: Vec<pg_sys::Oid>,
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" {
+    /// `catalog/pg_constraint.h`; the arrays have room for `INDEX_MAX_KEYS`.
+    fn DeconstructFkConstraintRow(
+        tuple: pg_sys::HeapTuple,
+        count: *mut core::ffi::c_int,
+        conkey: *mut i16,
+        confkey: *mut i16,
+        pf_eq_oprs: *mut pg_sys::Oid,
+        pp_eq_oprs: *mut pg_sys::Oid,
+        ff_eq_oprs: *mut pg_sys::Oid,
+        set_columns_count: *mut core::ffi::c_int,
+        set_columns: *mut i16,
+    );
+}
+
+/// Reads a foreign key; None if there is no such constraint (any more).
+///
+/// # Safety
+/// Inside a transaction.
+pub unsafe fn foreign_key(constraint: pg_sys::Oid) -> Option<ForeignKeyRow> {
+    /// Columns of pg_constraint.
+    const CONNAME: i16 = 2;
+    const CONRELID: i16 = 8;
+    const CONINDID: i16 = 10;
+    const CONPARENTID: i16 = 11;
+    const CONFRELID: i16 = 12;
+    const MAX: usize = pg_sys::INDEX_MAX_KEYS as usize;
+    // SAFETY: a catalog row, held until it is released; its columns have these numbers.
+    unsafe {
+        let cache = pg_sys::SysCacheIdentifier::CONSTROID as i32;
+        let none = pg_sys::Datum::from(0);
+        let tuple = pg_sys::SearchSysCache(cache, pg_sys::Datum::from(constraint), none, none, none);
+        if tuple.is_null() {
+            return None;
+        }
+        let attribute = |number: i16| {
+            let mut null = false;
+            pg_sys::SysCacheGetAttr(cache, tuple, number, &mut null)
+        };
+        let oid = |number| pg_sys::Oid::from(attribute(number).value() as u32);
+        let name = core::ffi::CStr::from_ptr(attribute(CONNAME).cast_mut_ptr());
+        let (mut count, mut unused) = (0, 0);
+        let (mut conkey, mut confkey, mut set) = ([0_i16; MAX], [0_i16; MAX], [0_i16; MAX]);
+        let mut operators = [[pg_sys::InvalidOid; MAX]; 3];
+        let [pf, pp, ff] = &mut operators;
+        DeconstructFkConstraintRow(
+            tuple,
+            &mut count,
+            conkey.as_mut_ptr(),
+            confkey.as_mut_ptr(),
+            pf.as_mut_ptr(),
+            pp.as_mut_ptr(),
+            ff.as_mut_ptr(),
+            &mut unused,
+            set.as_mut_ptr(),
+        );
+        let count = count as usize;
+        let row = ForeignKeyRow {
+            name: name.to_string_lossy().into_owned(),
+            child: oid(CONRELID),
+            parent: oid(CONFRELID),
+            index: oid(CONINDID),
+            of: oid(CONPARENTID),
+            child_columns: conkey[..count].to_vec(),
+            parent_columns: confkey[..count].to_vec(),
+            parent_child: pf[..count].to_vec(),
+            parent_parent: pp[..count].to_vec(),
+        };
+        pg_sys::ReleaseSysCache(tuple);
+        Some(row)
+    }
 }

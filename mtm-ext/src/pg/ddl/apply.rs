@@ -45,6 +45,7 @@ pub(crate) fn apply(payload: &[u8]) {
             sequences::set_named(&schema, &name, Position { last, called });
             emit(&Message::Sequence { schema, name, last, called });
         }
+        Ok(Message::Unchecked) => emit(&Message::Unchecked),
         Ok(Message::End) => {}
         Err(e) => {
             ereport!(

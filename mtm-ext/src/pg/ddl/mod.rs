@@ -24,7 +24,7 @@ mod temporary;
 
 pub(crate) use apply::apply;
 pub(crate) use hook::init;
-pub(crate) use message::emit;
+pub(crate) use message::{emit, note_unchecked};
 pub(crate) use session::{mark_replicable, replicates, share};
 
 /// Tables among these that nothing identifies rows of get REPLICA IDENTITY FULL, on every node by

@@ -6,6 +6,7 @@ use mtm_logrep::row::{Old, Relation, RowMessage, RowReader, Tables, Tuple, Value
 use pgrx::pg_sys;
 
 use super::change;
+use super::check::Pending;
 use super::error;
 use super::find::Finder;
 use super::open::Open;
@@ -28,6 +29,7 @@ pub struct Applier {
     described: Vec<Box<[u8]>>,
     open: Vec<(u32, Box<Open>)>,
     snapshot: bool,
+    pending: Pending,
     parent: pg_sys::MemoryContext,
     scratch: pg_sys::StringInfoData,
 }
@@ -55,6 +57,7 @@ impl Applier {
             described: Vec::new(),
             open: Vec::new(),
             snapshot: false,
+            pending: Pending::default(),
             parent,
             scratch,
         }
@@ -65,6 +68,7 @@ impl Applier {
         // The abort has freed what these point to.
         self.open.clear();
         self.snapshot = false;
+        self.pending.begin();
         self.begin_piece();
     }
 
@@ -78,7 +82,7 @@ impl Applier {
     /// tables closed and no snapshot of ours active.
     ///
     /// Raises an ERROR when it cannot: 40001 when a row is not there, 23505 and so on as
-    /// PostgreSQL does.
+    /// PostgreSQL does. Foreign keys and deferrable constraints are for [`Self::finish`].
     pub fn apply(&mut self, part: &[u8], ddl: &mut dyn FnMut(&[u8])) {
         for message in RowReader::resume(part, self.described.len() as u32) {
             let message = message.unwrap_or_else(|e| error::malformed(&e));
@@ -93,6 +97,11 @@ impl Applier {
                 }
                 RowMessage::Ddl(bytes) => {
                     self.settle();
+                    if mtm_logrep::ddl::is_unchecked(bytes) {
+                        self.pending.switch_off();
+                    }
+                    // SAFETY: inside the transaction; all tables are closed.
+                    unsafe { self.pending.check_undeferrable(&[]) }
                     ddl(bytes);
                 }
                 RowMessage::Subxact(_) => {}
@@ -104,6 +113,8 @@ impl Applier {
     /// Checks what had to wait for the end of the transaction. The caller PREPAREs next.
     pub fn finish(&mut self) {
         self.settle();
+        // SAFETY: inside the transaction; all tables are closed.
+        unsafe { self.pending.check_all() }
     }
 
     /// Closes all tables and gives the snapshot back.
@@ -126,7 +137,7 @@ impl Applier {
         // SAFETY: as PostgreSQL's own apply worker does, on an open table of this transaction.
         unsafe {
             self.store(&open, table, new, None, open.remote);
-            change::insert(&open);
+            change::insert(&open, &mut self.pending);
         }
         self.row_ends(table, open);
     }
@@ -139,7 +150,7 @@ impl Applier {
             loop {
                 self.find(&mut open, table, "UPDATE", old.is_some());
                 self.store(&open, table, new, Some(open.local), open.remote);
-                if change::replace(&mut open) {
+                if change::replace(&mut open, &mut self.pending) {
                     break;
                 }
             }
@@ -154,7 +165,7 @@ impl Applier {
             self.store_wanted(&mut open, table, Some(old), None);
             loop {
                 self.find(&mut open, table, "DELETE", true);
-                if change::remove(&mut open) {
+                if change::remove(&mut open, &mut self.pending) {
                     break;
                 }
             }
@@ -390,12 +401,15 @@ impl Applier {
         // SAFETY: all tables are open and locked as ExecuteTruncateGuts wants them. Tables that
         // CASCADE reached on the origin are in the message themselves.
         unsafe {
+            let mut emptied = Vec::new();
             for table in tables.iter() {
                 let rel = self.open_relation(table, pg_sys::AccessExclusiveLock as i32);
+                emptied.push((*rel).rd_id);
                 rels = pg_sys::lappend(rels, rel.cast());
                 relids = pg_sys::lappend_oid(relids, (*rel).rd_id);
                 logged = pg_sys::lappend_oid(logged, (*rel).rd_id);
             }
+            self.pending.check_undeferrable(&emptied);
             let restrict = pg_sys::DropBehavior::DROP_RESTRICT;
             pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
             pg_sys::ExecuteTruncateGuts(rels, relids, logged, restrict, restart);

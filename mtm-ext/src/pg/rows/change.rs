@@ -6,6 +6,7 @@
 
 use pgrx::{PgSqlErrorCode, pg_sys};
 
+use super::check::Pending;
 use super::error;
 use super::find::holder;
 use super::open::Open;
@@ -25,7 +26,7 @@ enum Attempt {
 ///
 /// # Safety
 /// Inside a transaction with an active snapshot; the row is complete.
-pub(super) unsafe fn insert(open: &Open) {
+pub(super) unsafe fn insert(open: &Open, pending: &mut Pending) {
     // SAFETY: the caller's promise.
     unsafe {
         let Open { rel, estate, relinfo, remote: slot, .. } = *open;
@@ -36,6 +37,7 @@ pub(super) unsafe fn insert(open: &Open) {
         check_row(open, slot, pg_sys::CmdType::CMD_INSERT);
         pg_sys::simple_table_tuple_insert(rel, slot);
         let recheck = index_entries(open, slot, None);
+        pending.inserted(open, slot, recheck);
         if open.triggers().is_some() {
             let none = core::ptr::null_mut();
             pg_sys::ExecARInsertTriggers(estate, relinfo, slot, recheck, none);
@@ -47,7 +49,7 @@ pub(super) unsafe fn insert(open: &Open) {
 ///
 /// # Safety
 /// As [`insert`]; the row was found in this transaction.
-pub(super) unsafe fn replace(open: &mut Open) -> bool {
+pub(super) unsafe fn replace(open: &mut Open, pending: &mut Pending) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
         let slot = open.remote;
@@ -65,7 +67,7 @@ pub(super) unsafe fn replace(open: &mut Open) -> bool {
         }
         check_row(open, slot, pg_sys::CmdType::CMD_UPDATE);
         loop {
-            match try_update(open, slot, wait) {
+            match try_update(open, slot, wait, pending) {
                 Attempt::Done => return true,
                 Attempt::Gone => return false,
                 Attempt::Held if !lock_row(open, update_mode(open)) => return false,
@@ -79,7 +81,7 @@ pub(super) unsafe fn replace(open: &mut Open) -> bool {
 ///
 /// # Safety
 /// As [`replace`].
-pub(super) unsafe fn remove(open: &mut Open) -> bool {
+pub(super) unsafe fn remove(open: &mut Open, pending: &mut Pending) -> bool {
     const MODE: pg_sys::LockTupleMode::Type = pg_sys::LockTupleMode::LockTupleExclusive;
     // SAFETY: the caller's promise.
     unsafe {
@@ -96,7 +98,7 @@ pub(super) unsafe fn remove(open: &mut Open) -> bool {
             }
         }
         loop {
-            match try_delete(open, wait) {
+            match try_delete(open, wait, pending) {
                 Attempt::Done => return true,
                 Attempt::Gone => return false,
                 Attempt::Held if !lock_row(open, MODE) => return false,
@@ -149,7 +151,12 @@ unsafe fn index_entries(
 
 /// # Safety
 /// `open.local` holds the row to replace.
-unsafe fn try_update(open: &Open, slot: *mut pg_sys::TupleTableSlot, wait: bool) -> Attempt {
+unsafe fn try_update(
+    open: &Open,
+    slot: *mut pg_sys::TupleTableSlot,
+    wait: bool,
+    pending: &mut Pending,
+) -> Attempt {
     let mut failure = pg_sys::TM_FailureData::default();
     let mut indexes = compat::IndexUpdate::default();
     // SAFETY: as simple_table_tuple_update, but the answer is ours to handle.
@@ -160,6 +167,7 @@ unsafe fn try_update(open: &Open, slot: *mut pg_sys::TupleTableSlot, wait: bool)
         let attempt = attempt(result);
         if matches!(attempt, Attempt::Done) {
             let recheck = index_entries(open, slot, Some(indexes));
+            pending.updated(open, slot, recheck);
             let none = core::ptr::null_mut();
             let (source, map) = (none, core::ptr::null_mut());
             pg_sys::ExecARUpdateTriggers(
@@ -172,7 +180,7 @@ unsafe fn try_update(open: &Open, slot: *mut pg_sys::TupleTableSlot, wait: bool)
 
 /// # Safety
 /// `open.local` holds the row to remove.
-unsafe fn try_delete(open: &Open, wait: bool) -> Attempt {
+unsafe fn try_delete(open: &Open, wait: bool, pending: &mut Pending) -> Attempt {
     let mut failure = pg_sys::TM_FailureData::default();
     let none = core::ptr::null_mut();
     // SAFETY: as simple_table_tuple_delete, but the answer is ours to handle.
@@ -184,6 +192,7 @@ unsafe fn try_delete(open: &Open, wait: bool) -> Attempt {
             pg_sys::table_tuple_delete(rel, tid, cid, none, none, wait, &mut failure, false);
         let attempt = attempt(result);
         if matches!(attempt, Attempt::Done) {
+            pending.deleted(open);
             let map = core::ptr::null_mut();
             pg_sys::ExecARDeleteTriggers(
                 estate, relinfo, tid, core::ptr::null_mut(), map, false,

@@ -14,6 +14,8 @@ use crate::pg::compat;
 pub(super) enum Finder {
     /// By the index of the replica identity or the primary key.
     Index(Box<IndexFinder>),
+    /// Among the rows that another index finds by some of the columns.
+    Among(Box<IndexFinder>),
     /// By looking at every row.
     Scan,
 }
@@ -24,7 +26,7 @@ pub(super) struct IndexFinder {
     /// PostgreSQL keeps a pointer to it, and tells in it which transactions it has met.
     dirty: Box<pg_sys::SnapshotData>,
     keys: Vec<pg_sys::ScanKeyData>,
-    /// Places in the row of the index's columns.
+    /// Places in the row of the columns looked for.
     columns: Vec<usize>,
 }
 
@@ -39,9 +41,11 @@ impl Finder {
                 index = pg_sys::RelationGetPrimaryKeyIndex(rel);
             }
             if index == pg_sys::InvalidOid || target.keys.is_empty() {
-                return Self::Scan;
+                let found = useful_index(rel, target);
+                return found.map_or(Self::Scan, |index| Self::Among(Box::new(index)));
             }
-            Self::Index(Box::new(IndexFinder::open(rel, index)))
+            let index = pg_sys::index_open(index, pg_sys::RowExclusiveLock as i32);
+            Self::Index(Box::new(IndexFinder::open(rel, index, |_| true)))
         }
     }
 
@@ -55,8 +59,8 @@ impl Finder {
     /// # Safety
     /// Opened in this transaction.
     pub(super) unsafe fn close(self) {
-        if let Self::Index(finder) = self {
-            // SAFETY: opened by `IndexFinder::open`.
+        if let Self::Index(finder) | Self::Among(finder) = self {
+            // SAFETY: opened by `open`.
             unsafe {
                 pg_sys::index_endscan(finder.scan);
                 pg_sys::index_close(finder.index, pg_sys::NoLock as i32);
@@ -79,7 +83,8 @@ impl Finder {
         // SAFETY: the caller's promise.
         let (hit, busy) = unsafe {
             match self {
-                Self::Index(finder) => finder.next(wanted, found),
+                Self::Index(finder) => finder.next(wanted, found, None),
+                Self::Among(finder) => finder.next(wanted, found, Some(compared)),
                 Self::Scan => scan(rel, wanted, found, compared),
             }
         };
@@ -88,20 +93,27 @@ impl Finder {
 }
 
 impl IndexFinder {
+    /// Looks for those of the index's columns that are columns of the table and wanted.
+    ///
     /// # Safety
-    /// As [`Finder::open`]; `index` is a unique one without expressions.
-    unsafe fn open(rel: pg_sys::Relation, index: pg_sys::Oid) -> Self {
+    /// As [`Finder::open`]; `index` is open, a B-tree whose first column is one of these.
+    unsafe fn open(
+        rel: pg_sys::Relation,
+        index: pg_sys::Relation,
+        wanted: impl Fn(usize) -> bool,
+    ) -> Self {
         // SAFETY: an open index has rd_index, and one operator class and family for each column.
         unsafe {
-            let index = pg_sys::index_open(index, pg_sys::RowExclusiveLock as i32);
             let form = (*index).rd_index;
             let count = usize::from((*form).indnkeyatts as u16);
             let mut dirty = Box::new(pg_sys::SnapshotData::default());
             dirty.snapshot_type = pg_sys::SnapshotType::SNAPSHOT_DIRTY;
-            let scan = pg_sys::index_beginscan(rel, index, &mut *dirty, count as i32, 0);
             let attnums = (*form).indkey.values.as_slice(count);
             let (mut keys, mut columns) = (Vec::with_capacity(count), Vec::with_capacity(count));
             for (i, attnum) in attnums.iter().enumerate() {
+                if *attnum <= 0 || !wanted((*attnum - 1) as usize) {
+                    continue;
+                }
                 let mut key = pg_sys::ScanKeyData::default();
                 let (family, class) =
                     (*(*index).rd_opfamily.add(i), *(*index).rd_opcintype.add(i));
@@ -115,32 +127,76 @@ impl IndexFinder {
                 keys.push(key);
                 columns.push((*attnum - 1) as usize);
             }
+            let scan = pg_sys::index_beginscan(rel, index, &mut *dirty, keys.len() as i32, 0);
             Self { index, scan, dirty, keys, columns }
         }
     }
 
-    /// The first match, and who must end before it is known to count.
+    /// The first match, and who must end before it is known to count. If there are columns to be
+    /// compared, a match has the same in all of them.
     ///
     /// # Safety
-    /// As [`Finder::find`].
+    /// As [`Finder::next`].
     unsafe fn next(
         &mut self,
         wanted: *mut pg_sys::TupleTableSlot,
         found: *mut pg_sys::TupleTableSlot,
+        compared: Option<&[usize]>,
     ) -> (bool, Option<pg_sys::TransactionId>) {
         // SAFETY: values of the key columns are in the slot; the keys are copied by the rescan.
         unsafe {
             for (key, at) in self.keys.iter_mut().zip(&self.columns) {
                 key.sk_argument = *(*wanted).tts_values.add(*at);
-                let null = if *(*wanted).tts_isnull.add(*at) { pg_sys::SK_ISNULL as i32 } else { 0 };
-                key.sk_flags = null;
+                let null = *(*wanted).tts_isnull.add(*at);
+                key.sk_flags = if null { IS_NULL } else { 0 };
             }
             let count = self.keys.len() as i32;
             pg_sys::index_rescan(self.scan, self.keys.as_mut_ptr(), count, ptr::null_mut(), 0);
             let forward = pg_sys::ScanDirection::ForwardScanDirection;
-            let hit = pg_sys::index_getnext_slot(self.scan, forward, found);
+            let mut hit = false;
+            while !hit && pg_sys::index_getnext_slot(self.scan, forward, found) {
+                hit = compared.is_none_or(|columns| same(wanted, found, columns));
+            }
             (hit, busy(&self.dirty))
         }
+    }
+}
+
+/// A scan key that finds nulls.
+const IS_NULL: i32 = (pg_sys::SK_ISNULL | pg_sys::SK_SEARCHNULL) as i32;
+
+/// An index that leads to few rows with the same values: it has all rows, and begins with a column
+/// that is sent. A unique one is the best, then the one with the most columns.
+///
+/// # Safety
+/// As [`Finder::open`].
+unsafe fn useful_index(rel: pg_sys::Relation, target: &Target) -> Option<IndexFinder> {
+    let sent = |at: usize| target.columns.iter().any(|column| column.at == at);
+    let mut best: Option<((bool, usize), pg_sys::Oid)> = None;
+    // SAFETY: a list of OIDs of indexes of an open table; an index has indnkeyatts key columns.
+    unsafe {
+        let indexes = pg_sys::RelationGetIndexList(rel);
+        let lock = pg_sys::RowExclusiveLock as i32;
+        for i in 0..pg_sys::list_length(indexes) as usize {
+            let oid = (*(*indexes).elements.add(i)).oid_value;
+            let index = pg_sys::index_open(oid, lock);
+            let form = (*index).rd_index;
+            let count = usize::from((*form).indnkeyatts as u16);
+            let columns = (*form).indkey.values.as_slice(count);
+            let usable = |attnum: &&i16| **attnum > 0 && sent((**attnum - 1) as usize);
+            let value = ((*form).indisunique, columns.iter().filter(usable).count());
+            if (*form).indisvalid
+                && (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID
+                && pg_sys::RelationGetIndexPredicate(index).is_null()
+                && columns.first().is_some_and(|first| usable(&first))
+                && best.is_none_or(|(found, _)| value > found)
+            {
+                best = Some((value, oid));
+            }
+            pg_sys::index_close(index, pg_sys::NoLock as i32);
+        }
+        pg_sys::list_free(indexes);
+        best.map(|(_, oid)| IndexFinder::open(rel, pg_sys::index_open(oid, lock), sent))
     }
 }
 
@@ -229,12 +285,26 @@ pub(super) unsafe fn holder(
         let mut members: *mut pg_sys::MultiXactMember = ptr::null_mut();
         let only = mask & pg_sys::HEAP_XMAX_LOCK_ONLY != 0;
         let count = pg_sys::GetMultiXactIdMembers(xmax, &mut members, false, only);
-        let weak = pg_sys::MultiXactStatus::MultiXactStatusForKeyShare;
-        let strong = mode == pg_sys::LockTupleMode::LockTupleExclusive;
         (0..count.max(0) as usize)
             .map(|i| *members.add(i))
-            .find(|m| (strong || m.status != weak) && in_progress(m.xid))
+            .find(|m| excludes(m.status, mode) && in_progress(m.xid))
             .map(|m| m.xid)
+    }
+}
+
+/// Whether a member's lock does not go together with ours.
+const fn excludes(status: pg_sys::MultiXactStatus::Type, ours: pg_sys::LockTupleMode::Type) -> bool {
+    use pg_sys::LockTupleMode::{LockTupleExclusive, LockTupleKeyShare};
+    use pg_sys::MultiXactStatus::{
+        MultiXactStatusForKeyShare, MultiXactStatusForUpdate, MultiXactStatusUpdate,
+    };
+    #[allow(non_upper_case_globals, reason = "PostgreSQL's names")]
+    match ours {
+        LockTupleExclusive => true,
+        LockTupleKeyShare => {
+            matches!(status, MultiXactStatusForUpdate | MultiXactStatusUpdate)
+        }
+        _ => status != MultiXactStatusForKeyShare,
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod apply;
 mod change;
+mod check;
 mod encode;
 mod error;
 mod find;

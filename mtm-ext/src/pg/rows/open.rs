@@ -2,6 +2,7 @@
 
 use pgrx::pg_sys;
 
+use super::check::{Rule, rules};
 use super::find::Finder;
 use super::plan::memory_context;
 use super::target::Target;
@@ -21,6 +22,8 @@ pub(super) struct Open {
     pub(super) local: *mut pg_sys::TupleTableSlot,
     pub(super) epq: Box<pg_sys::EPQState>,
     pub(super) finder: Option<Finder>,
+    /// What is to be checked at the end.
+    pub(super) rules: Vec<Rule>,
     /// Rows in whose queues we stand, and how.
     pub(super) queued: Vec<(pg_sys::ItemPointerData, pg_sys::LOCKMODE)>,
     /// The memory context to return to after the row.
@@ -67,6 +70,7 @@ impl Open {
                 local,
                 epq,
                 finder: None,
+                rules: rules((*relinfo).ri_TrigDesc.as_ref()),
                 queued: Vec::new(),
                 before,
                 context,

@@ -110,11 +110,13 @@ impl SendPlan {
             self.identity = identity;
             let mut described = Vec::new();
             for (at, att) in types::attributes((*relation).rd_att).iter().enumerate() {
-                if att.attisdropped || att.attgenerated != 0 {
-                    continue;
-                }
                 let number = i32::from(att.attnum) - pg_sys::FirstLowInvalidHeapAttributeNumber;
                 let key = pg_sys::bms_is_member(number, key);
+                // Generated columns are computed where the row arrives; but first an old row must
+                // be found.
+                if att.attisdropped || att.attgenerated != 0 && !key {
+                    continue;
+                }
                 let how = how(att.atttypid, binary, self.context, stamp);
                 let (by_value, len) = (att.attbyval, att.attlen);
                 self.columns.push(SendColumn { at, key, by_value, len, how });

@@ -59,7 +59,7 @@ impl Target {
                 }) else {
                     missing_column(remote, column.name, "does not exist here");
                 };
-                if att.attgenerated != 0 {
+                if att.attgenerated != 0 && !column.key {
                     missing_column(remote, column.name, "is generated here");
                 }
                 if !types::is_built_in(att.atttypid) {
@@ -73,8 +73,9 @@ impl Target {
                 }
                 columns.push(TakeColumn::new(at, att, context));
             }
+            let travels = |at: &usize| attributes[*at].attgenerated == 0;
             let here = attributes.iter().filter(|a| !a.attisdropped && a.attgenerated == 0);
-            if here.count() != columns.len() {
+            if here.count() != columns.iter().filter(|c| travels(&c.at)).count() {
                 error::differs(remote.schema(), remote.name(), "it has more columns here");
             }
             pg_sys::table_close(rel, pg_sys::NoLock as i32);

@@ -9,7 +9,7 @@ use super::open::Open;
 ///
 /// # Safety
 /// Inside a transaction, with no buffer locked.
-unsafe fn wait_for(xid: pg_sys::TransactionId, queue: impl FnOnce()) {
+pub(super) unsafe fn wait_for(xid: pg_sys::TransactionId, queue: impl FnOnce()) {
     queue();
     let none = core::ptr::null_mut();
     // SAFETY: the caller's promise; an interrupt leaves by an ERROR.

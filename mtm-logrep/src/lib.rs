@@ -3,5 +3,6 @@
 
 pub mod announcement;
 pub mod ddl;
+pub mod early;
 pub mod row;
 pub mod stream;

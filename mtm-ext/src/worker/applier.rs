@@ -1,7 +1,7 @@
 //! mtm-logrep-receiver-dynworker: applies one transaction at a time, prepares it, votes, and does
 //! what is decided.
 
-use super::spill::{self, Rows};
+use super::spill::{self, Part, Rows};
 use super::{inbox, resolver};
 use crate::dmq;
 use crate::pg::bgworker::{self, Caught};
@@ -112,12 +112,9 @@ fn perform(mine: &WorkerSlot, applier: &mut Applier, task: &[u8]) {
         }
     });
     proc::forget_cancel();
-    let spilled = matches!(rows, Rows::File(_));
     let outcome = bgworker::catching(AssertUnwindSafe(|| apply(mine.origin, applier, &gid, rows)));
     xact::unmark_commit_record();
-    if spilled {
-        spill::remove(&gid);
-    }
+    rows.remove();
     match outcome {
         Ok(true) => prepared(&gid),
         Ok(false) => {
@@ -138,17 +135,30 @@ fn apply(origin: NodeId, applier: &mut Applier, gid: &Gid, rows: Rows<'_>) -> bo
     xact::mark_rows_of(origin);
     applier.begin();
     let mut ddl = |payload: &[u8]| crate::hook::apply_ddl(payload);
-    match rows {
-        Rows::Memory(bytes) => applier.apply(bytes, &mut ddl),
-        Rows::File(gid) => {
-            if let Err(error) = spill::replay(&gid, |piece| applier.apply(piece, &mut ddl)) {
-                pgrx::ereport!(
-                    ERROR,
-                    pgrx::PgSqlErrorCode::ERRCODE_IO_ERROR,
-                    format!("could not read the spill file of transaction {gid}: {error}")
-                );
-            }
+    let read = match rows {
+        Rows::Memory(bytes) => {
+            applier.apply(bytes, &mut ddl);
+            Ok(())
         }
+        Rows::File(name) => spill::replay(name, |piece| {
+            proc::check_interrupts();
+            applier.apply(piece, &mut ddl);
+        }),
+        Rows::Early(name) => spill::replay_early(name, |part| match part {
+            Part::Children(children) => applier.only(gid.xid, children),
+            Part::Piece(piece) => {
+                proc::check_interrupts();
+                applier.begin_piece();
+                applier.apply(piece, &mut ddl);
+            }
+        }),
+    };
+    if let Err(error) = read {
+        pgrx::ereport!(
+            ERROR,
+            pgrx::PgSqlErrorCode::ERRCODE_IO_ERROR,
+            format!("could not read the spill file of transaction {gid}: {error}")
+        );
     }
     applier.finish();
     let may = shmem::participants(|table| {

@@ -11,6 +11,7 @@ mod conflicts;
 mod ddl;
 mod features;
 mod large;
+mod large_stream;
 mod peers;
 mod rows;
 mod schema;
@@ -67,6 +68,7 @@ const GROUPS: &[&[Check]] = &[
     sequences::CHECKS,
     conflicts::CHECKS,
     large::CHECKS,
+    large_stream::CHECKS,
     peers::CHECKS,
 ];
 

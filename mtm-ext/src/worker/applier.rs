@@ -41,6 +41,8 @@ fn serve(slot: usize) {
     proc::wake(mine.receiver);
     let mut applier = Applier::new();
     let mut task = Vec::new();
+    // A cancel is meant for an apply; one that comes too late must not end the worker.
+    proc::hold_cancel();
     bgworker::report_idle();
     loop {
         bgworker::handle_signals();
@@ -106,13 +108,15 @@ fn perform(mine: &WorkerSlot, applier: &mut Applier, task: &[u8]) {
         Err(error) => pgrx::error!("malformed task for an apply worker: {error}"),
     };
     let me = proc::my_procno();
+    // What comes from here on is meant for this transaction.
+    proc::allow_cancel();
     shmem::participants(|table| {
         if let Some(part) = table.get_mut(&gid) {
             part.worker = me;
         }
     });
-    proc::forget_cancel();
     let outcome = bgworker::catching(AssertUnwindSafe(|| apply(mine.origin, applier, &gid, rows)));
+    proc::hold_cancel();
     xact::unmark_commit_record();
     rows.remove();
     match outcome {
@@ -126,7 +130,6 @@ fn perform(mine: &WorkerSlot, applier: &mut Applier, task: &[u8]) {
             failed(&gid, &caught);
         }
     }
-    proc::forget_cancel();
 }
 
 /// Applies and prepares; `false` if abort was promised meanwhile.
@@ -207,8 +210,6 @@ fn await_decision(gid: &Gid) {
             ) => {}
             _ => return,
         }
-        // A cancel that was meant for the apply must not break COMMIT PREPARED.
-        proc::forget_cancel();
         proc::wait(None, None);
         bgworker::handle_signals();
     }

@@ -11,6 +11,8 @@ const EXPECTED: &[&str] = &[
     "ERROR: deadlock detected",
     // The same, where it was found by an apply worker; its transaction's client was told.
     "ERROR: canceling statement due to user request",
+    // The clients roll back after every error, whether it was in a transaction block or not.
+    "WARNING: there is no transaction in progress",
     // Once per table.
     "WARNING: table \"soak_nokey\" has no primary key",
     "WARNING: table \"soak_as\" has no primary key",

@@ -42,7 +42,12 @@ impl Watch {
     /// For a load of this length.
     pub(super) fn new(arena: &Arena, length: Duration) -> Self {
         Self {
-            nodes: arena.cluster.nodes.iter().map(|node| (node.id, node.data.clone())).collect(),
+            nodes: arena
+                .cluster
+                .nodes
+                .iter()
+                .map(|node| (node.id, node.data.clone()))
+                .collect(),
             start: Instant::now(),
             warm_at: length.mul_f64(WARM_UP),
             warm: false,
@@ -93,7 +98,12 @@ impl Watch {
     /// Prints a line per kind of process and names those that have grown.
     pub(super) fn report(&self) -> Vec<String> {
         let mut table = Table::new([
-            "process", "number", "warm MiB", "end MiB", "peak MiB", "largest growth MiB",
+            "process",
+            "number",
+            "warm MiB",
+            "end MiB",
+            "peak MiB",
+            "largest growth MiB",
         ]);
         let mut kinds: BTreeMap<(usize, &str), Vec<&Seen>> = BTreeMap::new();
         for pid in &self.alive {
@@ -102,7 +112,9 @@ impl Watch {
         }
         let mib = |kib: u64| format!("{:.1}", kib as f64 / 1024.0);
         for ((node, kind), all) in &kinds {
-            let growth = all.iter().filter_map(|seen| Some(seen.last.saturating_sub(seen.warm?)));
+            let growth = all
+                .iter()
+                .filter_map(|seen| Some(seen.last.saturating_sub(seen.warm?)));
             table.row([
                 format!("node {node} {kind}"),
                 all.len().to_string(),
@@ -150,7 +162,14 @@ fn kind(pid: i32) -> String {
     // they are.
     if title.contains("127.0.0.1(") {
         let walsender = title.starts_with("walsender");
-        return if walsender { "walsender" } else { "client backend" }.into();
+        return if walsender {
+            "walsender"
+        } else {
+            "client backend"
+        }
+        .into();
     }
-    title.trim_end_matches(|c: char| c.is_ascii_digit() || c == ' ').to_owned()
+    title
+        .trim_end_matches(|c: char| c.is_ascii_digit() || c == ' ')
+        .to_owned()
 }

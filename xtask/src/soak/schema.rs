@@ -81,7 +81,9 @@ pub(super) fn rules(arena: &Arena) -> Result<()> {
             format!("{ROWS},{HOT}"),
         ),
     ] {
-        arena.expect(query, &answer).with_context(|| what.to_owned())?;
+        arena
+            .expect(query, &answer)
+            .with_context(|| what.to_owned())?;
     }
     Ok(())
 }

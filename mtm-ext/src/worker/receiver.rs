@@ -158,8 +158,9 @@ impl Receiver {
     fn patience_us(&self) -> u64 {
         let now = proc::now();
         let feedback = self.next_feedback.since(now).max(1000);
-        let oldest = self.workers.values().filter_map(|w| w.busy.map(|(_, since)| since)).min();
-        match oldest {
+        // The youngest work decides: others must not wait longer beside a large transaction.
+        let youngest = self.workers.values().filter_map(|w| w.busy.map(|(_, since)| since)).max();
+        match youngest {
             Some(since) => conflict::next_look_us(now.since(since)).min(feedback),
             None => feedback,
         }

@@ -5,6 +5,7 @@
 pub mod announcement;
 pub mod assembly;
 pub mod ddl;
+pub mod early;
 pub mod plan;
 pub mod progress;
 pub mod relation_cache;

@@ -22,29 +22,29 @@ pub enum StreamMessage<'a> {
         payload: &'a [u8],
     },
     /// Part of a large transaction's changes, sent before it is announced; pieces of different
-    /// transactions interleave.
+    /// transactions interleave. Each piece describes the tables it names.
     Early {
         /// The transaction's number, 32-bit as in the log.
         xid: u32,
         /// Row messages, preceded by the subtransaction they belong to.
         payload: &'a [u8],
     },
-    /// A subtransaction whose changes were sent early is rolled back; or the whole transaction,
-    /// when both numbers are the same.
+    /// A transaction whose changes were sent early will never be announced.
     EarlyAbort {
-        /// The transaction.
+        /// The transaction's number as in [`StreamMessage::Early`].
         xid: u32,
-        /// The subtransaction.
-        subxid: u32,
     },
-    /// A transaction whose changes were sent early is announced; nothing more follows.
+    /// A transaction whose changes were sent early is announced; nothing more follows. The low
+    /// half of its name's number is the one of its pieces.
     EarlyDone {
         /// The transaction's name.
         gid: Gid,
         /// End of its announcement in the origin's log.
         lsn: Lsn,
-        /// Its number as in [`StreamMessage::Early`].
-        xid: u32,
+        /// How many pieces were sent.
+        pieces: u32,
+        /// Whose changes count beside its own.
+        children: Children<'a>,
     },
     /// The rows of this announced transaction are not available here: it is over on its origin.
     /// Never a reason to change a transaction that is prepared already.
@@ -63,6 +63,42 @@ pub enum StreamMessage<'a> {
         /// What cannot be shipped, for people.
         why: &'a str,
     },
+}
+
+/// The committed subtransactions of a transaction, as they travel: sorted, 4 bytes each.
+///
+/// Changes of those that are not here were rolled back, whatever was sent of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Children<'a>(&'a [u8]);
+
+impl<'a> Children<'a> {
+    /// Takes bytes that [`Self::encode`] made.
+    ///
+    /// # Errors
+    /// When they are not whole numbers in growing order.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let (numbers, rest) = bytes.as_chunks::<4>();
+        let error = Reader::new(bytes).error(DecodeErrorKind::Range("subtransactions"));
+        if rest.is_empty() && numbers.is_sorted_by(|a, b| a < b) { Ok(Self(bytes)) } else { Err(error) }
+    }
+
+    /// Appends the numbers, sorting them.
+    pub fn encode(mut numbers: Vec<u32>, out: &mut Vec<u8>) {
+        numbers.sort_unstable();
+        numbers.dedup();
+        out.extend(numbers.iter().flat_map(|number| number.to_be_bytes()));
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub const fn bytes(&self) -> &'a [u8] {
+        self.0
+    }
+
+    /// The numbers, in growing order.
+    pub fn iter(&self) -> impl Iterator<Item = u32> + use<'a> {
+        self.0.as_chunks::<4>().0.iter().map(|number| u32::from_be_bytes(*number))
+    }
 }
 
 const PIECE: u8 = b'T';
@@ -91,16 +127,16 @@ impl<'a> StreamMessage<'a> {
                 w.u32(*xid);
                 w.raw(payload);
             }
-            Self::EarlyAbort { xid, subxid } => {
+            Self::EarlyAbort { xid } => {
                 w.u8(EARLY_ABORT);
                 w.u32(*xid);
-                w.u32(*subxid);
             }
-            Self::EarlyDone { gid, lsn, xid } => {
+            Self::EarlyDone { gid, lsn, pieces, children } => {
                 w.u8(EARLY_DONE);
                 gid.encode(&mut w);
                 w.u64(lsn.0);
-                w.u32(*xid);
+                w.u32(*pieces);
+                w.raw(children.bytes());
             }
             Self::Unavailable { gid, lsn } => {
                 w.u8(UNAVAILABLE);
@@ -137,10 +173,12 @@ impl<'a> StreamMessage<'a> {
                 Self::Piece { gid, lsn, first, last, payload }
             }
             EARLY => Self::Early { xid: r.u32()?, payload: r.take(r.remaining())? },
-            EARLY_ABORT => Self::EarlyAbort { xid: r.u32()?, subxid: r.u32()? },
+            EARLY_ABORT => Self::EarlyAbort { xid: r.u32()? },
             EARLY_DONE => {
                 let gid = Gid::decode(&mut r)?;
-                Self::EarlyDone { gid, lsn: Lsn(r.u64()?), xid: r.u32()? }
+                let (lsn, pieces) = (Lsn(r.u64()?), r.u32()?);
+                let children = Children::parse(r.take(r.remaining())?)?;
+                Self::EarlyDone { gid, lsn, pieces, children }
             }
             UNAVAILABLE => Self::Unavailable { gid: Gid::decode(&mut r)?, lsn: Lsn(r.u64()?) },
             UNSHIPPABLE => {
@@ -162,14 +200,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trips(xid: u64, at: u64, which in 0u8..6, flags in 0u8..4, payload: Vec<u8>) {
+        fn round_trips(
+            xid: u64, at: u64, which in 0u8..6, flags in 0u8..4, payload: Vec<u8>, subs: Vec<u32>,
+        ) {
             let gid = Gid { origin: NodeId::new(3).unwrap(), xid: Xid(xid), generation: GenNum(2) };
             let (lsn, payload) = (Lsn(at), payload.as_slice());
+            let mut children = Vec::new();
+            Children::encode(subs, &mut children);
             let m = match which {
                 0 => StreamMessage::Piece { gid, lsn, first: flags & 1 != 0, last: flags & 2 != 0, payload },
                 1 => StreamMessage::Early { xid: xid as u32, payload },
-                2 => StreamMessage::EarlyAbort { xid: xid as u32, subxid: at as u32 },
-                3 => StreamMessage::EarlyDone { gid, lsn, xid: xid as u32 },
+                2 => StreamMessage::EarlyAbort { xid: xid as u32 },
+                3 => StreamMessage::EarlyDone {
+                    gid, lsn, pieces: xid as u32, children: Children::parse(&children).unwrap(),
+                },
                 4 => StreamMessage::Unavailable { gid, lsn },
                 _ => StreamMessage::Unshippable { gid, lsn, why: "no identity" },
             };
@@ -179,8 +223,18 @@ mod tests {
         }
 
         #[test]
+        fn children_come_out_sorted(mut subs: Vec<u32>) {
+            let mut bytes = Vec::new();
+            Children::encode(subs.clone(), &mut bytes);
+            subs.sort_unstable();
+            subs.dedup();
+            prop_assert!(Children::parse(&bytes).unwrap().iter().eq(subs));
+        }
+
+        #[test]
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
             let _ = StreamMessage::decode(&bytes);
+            let _ = Children::parse(&bytes);
         }
     }
 }

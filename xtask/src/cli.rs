@@ -32,6 +32,8 @@ enum Verb {
     Test(crate::layers::Options),
     /// Measure this cluster beside plain `PostgreSQL` and synchronous streaming.
     Bench(crate::bench::Options),
+    /// A mixed load with schema changes for minutes or hours, and what is left of it.
+    Soak(crate::soak::Options),
 }
 
 #[derive(Debug, Args)]
@@ -129,6 +131,7 @@ pub fn main() -> ExitCode {
         Verb::Cluster(cluster) => visit(cluster),
         Verb::Test(options) => crate::layers::run(&options),
         Verb::Bench(options) => crate::bench::run(&options),
+        Verb::Soak(options) => crate::soak::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -16,6 +16,7 @@ pub mod packages;
 pub mod process;
 pub mod server;
 pub mod session;
+pub mod soak;
 pub mod suite;
 pub mod table;
 pub mod wait;

@@ -13,6 +13,7 @@ pub mod message;
 pub mod pgflags;
 pub mod pipe;
 pub mod plugin;
+mod plugin_stream;
 pub mod proc;
 pub mod rows;
 pub mod segment;

@@ -34,6 +34,46 @@ unsafe fn each_subtransaction(
     }
 }
 
+/// Whether the transaction, or one of its subtransactions that are not known to be rolled back,
+/// was rolled back while it was being decoded.
+///
+/// # Safety
+/// As above.
+pub unsafe fn was_any_aborted_concurrently(txn: *mut pg_sys::ReorderBufferTXN) -> bool {
+    let found = core::cell::Cell::new(false);
+    // SAFETY: the caller's promise.
+    unsafe {
+        each_subtransaction(txn, |sub| {
+            if (*sub).concurrent_abort {
+                found.set(true);
+            }
+        });
+        found.get() || was_aborted_concurrently(txn)
+    }
+}
+
+/// Numbers of the subtransactions that are not known to be rolled back.
+///
+/// # Safety
+/// As above.
+pub unsafe fn subtransactions(txn: *mut pg_sys::ReorderBufferTXN) -> Vec<u32> {
+    let found = core::cell::RefCell::new(Vec::new());
+    // SAFETY: the caller's promise.
+    unsafe {
+        each_subtransaction(txn, |sub| found.borrow_mut().push((*sub).xid.into_inner()));
+    }
+    found.into_inner()
+}
+
+/// Whether this is a subtransaction.
+///
+/// # Safety
+/// As above.
+pub unsafe fn is_subtransaction(txn: *mut pg_sys::ReorderBufferTXN) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { (*txn).txn_flags & pg_sys::RBTXN_IS_SUBXACT != 0 }
+}
+
 /// Marks subtransactions so that a rollback during decoding is noticed.
 ///
 /// # Safety

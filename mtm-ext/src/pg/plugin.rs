@@ -4,8 +4,8 @@
 //! replay the transaction as if it had been prepared there (design: "How a transaction commits",
 //! section 1); at the COMMIT record nothing is sent any more, the decision travels between nodes.
 
-use super::pgflags as flags;
-use super::rows::{Encoded, RowEncoder};
+use super::{pgflags as flags, plugin_stream};
+use super::rows::{Encoded, RowEncoder, Unidentified};
 use core::ffi::{CStr, c_char, c_int};
 use mtm_core::{Gid, Lsn};
 use mtm_logrep::announcement::{Announcement, DDL_PREFIX, PREFIX};
@@ -15,22 +15,26 @@ use mtm_logrep::stream::StreamMessage;
 use pgrx::pg_sys;
 
 /// A piece is sent when it has this many bytes.
-const PIECE_BYTES: usize = 64 * 1024;
+pub(super) const PIECE_BYTES: usize = 64 * 1024;
 
 /// What one walsender's plugin knows; hangs on the decoding context.
-struct Plugin {
-    encoder: RowEncoder,
+pub(super) struct Plugin {
+    pub(super) encoder: RowEncoder,
     /// The announced transaction being replayed.
-    current: Option<Current>,
+    pub(super) current: Option<Current>,
     /// What becomes of rows at this point of the transaction.
     rows: Rows,
     /// The message being built.
-    buffer: Vec<u8>,
+    pub(super) buffer: Vec<u8>,
+    /// Transactions in progress.
+    pub(super) streams: plugin_stream::Streams,
 }
 
-struct Current {
-    gid: Gid,
-    lsn: Lsn,
+pub(super) struct Current {
+    pub(super) gid: Gid,
+    pub(super) lsn: Lsn,
+    /// Its committed subtransactions.
+    pub(super) children: Vec<u32>,
     first: bool,
     failed: bool,
 }
@@ -57,16 +61,17 @@ unsafe extern "C-unwind" fn _PG_output_plugin_init(callbacks: *mut pg_sys::Outpu
     callbacks.prepare_cb = Some(prepare);
     callbacks.commit_prepared_cb = Some(ignore_end);
     callbacks.rollback_prepared_cb = Some(ignore_rollback_prepared);
+    plugin_stream::register(callbacks);
 }
 
-type Context = *mut pg_sys::LogicalDecodingContext;
-type Txn = *mut pg_sys::ReorderBufferTXN;
+pub(super) type Context = *mut pg_sys::LogicalDecodingContext;
+pub(super) type Txn = *mut pg_sys::ReorderBufferTXN;
 
 /// The plugin of this context.
 ///
 /// # Safety
 /// `ctx` went through `startup` and the result is not kept beyond the callback.
-unsafe fn plugin<'a>(ctx: Context) -> &'a mut Plugin {
+pub(super) unsafe fn plugin<'a>(ctx: Context) -> &'a mut Plugin {
     // SAFETY: `startup` stored a leaked box there; callbacks do not overlap, except `message`,
     // which makes the reorder buffer call others and holds no reference meanwhile.
     unsafe { &mut *(*ctx).output_plugin_private.cast::<Plugin>() }
@@ -92,7 +97,9 @@ unsafe extern "C-unwind" fn startup(
             current: None,
             rows: Rows::Ordinary,
             buffer: Vec::with_capacity(1024),
+            streams: plugin_stream::Streams::default(),
         };
+        plugin_stream::bound_memory();
         (*ctx).output_plugin_private = Box::into_raw(Box::new(plugin)).cast();
     }
 }
@@ -163,9 +170,29 @@ unsafe extern "C-unwind" fn change(
         if plugin.current.as_ref().is_none_or(|current| current.failed) {
             return;
         }
+        match encode_row(plugin, plugin.rows, relation, change) {
+            Ok(Encoded::Appended) if plugin.buffer.len() >= PIECE_BYTES => send_piece(ctx, false),
+            Ok(_) => {}
+            Err(error) => send_unshippable(ctx, &error.to_string()),
+        }
+    }
+}
+
+/// Appends a row's change, if rows travel at this point of the transaction.
+///
+/// # Safety
+/// Within a callback, with its arguments.
+pub(super) unsafe fn encode_row(
+    plugin: &mut Plugin,
+    rows: Rows,
+    relation: pg_sys::Relation,
+    change: *mut pg_sys::ReorderBufferChange,
+) -> Result<Encoded, Unidentified> {
+    // SAFETY: the caller's promise.
+    unsafe {
         let rewritten = (*(*relation).rd_rel).relrewrite;
-        let encoded = match (plugin.rows, rewritten != pg_sys::InvalidOid) {
-            (Rows::None, _) | (Rows::Ordinary, true) => return,
+        match (rows, rewritten != pg_sys::InvalidOid) {
+            (Rows::None, _) | (Rows::Ordinary, true) => Ok(Encoded::Skipped),
             (_, false) => plugin.encoder.encode_change(relation, change, &mut plugin.buffer),
             (Rows::WithRewritten, true) => {
                 // The table itself: it has the new columns already.
@@ -174,11 +201,6 @@ unsafe extern "C-unwind" fn change(
                 pg_sys::RelationClose(table);
                 encoded
             }
-        };
-        match encoded {
-            Ok(Encoded::Appended) if plugin.buffer.len() >= PIECE_BYTES => send_piece(ctx, false),
-            Ok(_) => {}
-            Err(error) => send_unshippable(ctx, &error.to_string()),
         }
     }
 }
@@ -284,6 +306,7 @@ unsafe fn replay(ctx: Context, txn: Txn, lsn: pg_sys::XLogRecPtr, announced: &An
             // Rolled back; or committed, and then this peer has prepared it long ago: as long as
             // there is one generation, nothing commits without every member's durable PREPARE.
             // So a stream that begins again never brings a finished transaction twice.
+            plugin(ctx).streams.forget(xid);
             send_unavailable(ctx, gid, Lsn(lsn));
             return;
         }
@@ -293,7 +316,7 @@ unsafe fn replay(ctx: Context, txn: Txn, lsn: pg_sys::XLogRecPtr, announced: &An
             return;
         }
         flags::mark_subtransactions_prepared(txn);
-        start_piece(ctx, gid, Lsn(lsn));
+        start_piece(ctx, announced, Lsn(lsn));
         let text = std::ffi::CString::new(gid.to_string()).expect("a gid has no zero byte");
         pg_sys::ReorderBufferPrepare(reorder, xid, text.as_ptr().cast_mut());
         let plugin = plugin(ctx);
@@ -306,10 +329,11 @@ unsafe fn replay(ctx: Context, txn: Txn, lsn: pg_sys::XLogRecPtr, announced: &An
 
 /// # Safety
 /// Within a callback.
-unsafe fn start_piece(ctx: Context, gid: Gid, lsn: Lsn) {
+unsafe fn start_piece(ctx: Context, announced: &Announcement, lsn: Lsn) {
     // SAFETY: the caller's promise.
     let plugin = unsafe { plugin(ctx) };
-    plugin.current = Some(Current { gid, lsn, first: true, failed: false });
+    let (gid, children) = (announced.gid, announced.children.clone());
+    plugin.current = Some(Current { gid, lsn, children, first: true, failed: false });
     plugin.buffer.clear();
     let head = StreamMessage::Piece { gid, lsn, first: true, last: false, payload: &[] };
     head.encode(&mut plugin.buffer);
@@ -339,7 +363,7 @@ unsafe fn send_piece(ctx: Context, last: bool) {
 
 /// # Safety
 /// Within a callback.
-unsafe fn send_unavailable(ctx: Context, gid: Gid, lsn: Lsn) {
+pub(super) unsafe fn send_unavailable(ctx: Context, gid: Gid, lsn: Lsn) {
     let mut bytes = Vec::new();
     StreamMessage::Unavailable { gid, lsn }.encode(&mut bytes);
     // SAFETY: the caller's promise.
@@ -363,7 +387,7 @@ unsafe fn send_unshippable(ctx: Context, why: &str) {
 ///
 /// # Safety
 /// Within a callback.
-unsafe fn write(ctx: Context, bytes: &[u8]) {
+pub(super) unsafe fn write(ctx: Context, bytes: &[u8]) {
     // SAFETY: the caller's promise; the bytes are copied into the context's buffer.
     unsafe {
         pg_sys::OutputPluginPrepareWrite(ctx, true);

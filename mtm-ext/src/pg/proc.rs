@@ -113,9 +113,23 @@ pub fn interrupted() -> bool {
 }
 
 /// Forgets a pending cancel that was meant for work that is over.
-pub fn forget_cancel() {
+fn forget_cancel() {
     // SAFETY: a sig_atomic_t flag of this process.
     unsafe { (&raw mut pg_sys::QueryCancelPending).write_volatile(0) }
+}
+
+/// From here on cancels of this process wait, until [`allow_cancel`]; also to be called after an
+/// ERROR, which forgets it.
+pub fn hold_cancel() {
+    // SAFETY: a counter of this process, read where interrupts are handled.
+    unsafe { pg_sys::QueryCancelHoldoffCount = 1 }
+}
+
+/// Ends what [`hold_cancel`] began. A cancel that came meanwhile is forgotten.
+pub fn allow_cancel() {
+    forget_cancel();
+    // SAFETY: as above.
+    unsafe { pg_sys::QueryCancelHoldoffCount = 0 }
 }
 
 /// Cancels what the process in this slot is doing, as `pg_cancel_backend` does.

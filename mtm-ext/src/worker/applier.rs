@@ -1,7 +1,7 @@
 //! mtm-logrep-receiver-dynworker: applies one transaction at a time, prepares it, votes, and does
 //! what is decided.
 
-use super::spill::{self, Rows};
+use super::spill::{self, Part, Rows};
 use super::{inbox, resolver};
 use crate::dmq;
 use crate::pg::bgworker::{self, Caught};
@@ -46,6 +46,8 @@ fn serve(slot: usize) {
     proc::wake(mine.receiver);
     let mut applier = Applier::new();
     let mut task = Vec::new();
+    // A cancel is meant for an apply; one that comes too late must not end the worker.
+    proc::hold_cancel();
     bgworker::report_idle();
     loop {
         bgworker::handle_signals();
@@ -139,11 +141,13 @@ impl InPlace {
             return false;
         }
         let Ok((gid, rows @ Rows::Memory(_))) = spill::decode(task) else { return false };
+        // What comes from here on is meant for this transaction.
+        proc::allow_cancel();
         take_note(&gid);
-        proc::forget_cancel();
         let applier = &mut self.applier;
         let apply = AssertUnwindSafe(|| apply(origin, applier, &gid, rows, leave_to_worker));
         let outcome = bgworker::catching(apply);
+        proc::hold_cancel();
         xact::unmark_commit_record();
         let done = match outcome {
             Ok(true) => {
@@ -166,7 +170,6 @@ impl InPlace {
                 true
             }
         };
-        proc::forget_cancel();
         let end = proc::now();
         if end.since(start) > SLOW_US {
             self.not_before = end.plus_us(PAUSE_US);
@@ -199,16 +202,15 @@ fn perform(mine: &WorkerSlot, applier: &mut Applier, task: &[u8]) {
         Err(error) => pgrx::error!("malformed task for an apply worker: {error}"),
     };
     let me = proc::my_procno();
+    // What comes from here on is meant for this transaction.
+    proc::allow_cancel();
     take_note(&gid);
-    proc::forget_cancel();
-    let spilled = matches!(rows, Rows::File(_));
     let outcome = bgworker::catching(AssertUnwindSafe(|| {
         apply(mine.origin, applier, &gid, rows, crate::hook::apply_ddl)
     }));
+    proc::hold_cancel();
     xact::unmark_commit_record();
-    if spilled {
-        spill::remove(&gid);
-    }
+    rows.remove();
     match outcome {
         Ok(true) => {
             prepared(&gid, me);
@@ -223,7 +225,6 @@ fn perform(mine: &WorkerSlot, applier: &mut Applier, task: &[u8]) {
             failed(&gid, &caught);
         }
     }
-    proc::forget_cancel();
 }
 
 /// Applies and prepares; `false` if abort was promised meanwhile.
@@ -237,17 +238,30 @@ fn apply(
     twophase::begin();
     xact::mark_rows_of(origin);
     applier.begin();
-    match rows {
-        Rows::Memory(bytes) => applier.apply(bytes, &mut ddl),
-        Rows::File(gid) => {
-            if let Err(error) = spill::replay(&gid, |piece| applier.apply(piece, &mut ddl)) {
-                pgrx::ereport!(
-                    ERROR,
-                    pgrx::PgSqlErrorCode::ERRCODE_IO_ERROR,
-                    format!("could not read the spill file of transaction {gid}: {error}")
-                );
-            }
+    let read = match rows {
+        Rows::Memory(bytes) => {
+            applier.apply(bytes, &mut ddl);
+            Ok(())
         }
+        Rows::File(name) => spill::replay(name, |piece| {
+            proc::check_interrupts();
+            applier.apply(piece, &mut ddl);
+        }),
+        Rows::Early(name) => spill::replay_early(name, |part| match part {
+            Part::Children(children) => applier.only(gid.xid, children),
+            Part::Piece(piece) => {
+                proc::check_interrupts();
+                applier.begin_piece();
+                applier.apply(piece, &mut ddl);
+            }
+        }),
+    };
+    if let Err(error) = read {
+        pgrx::ereport!(
+            ERROR,
+            pgrx::PgSqlErrorCode::ERRCODE_IO_ERROR,
+            format!("could not read the spill file of transaction {gid}: {error}")
+        );
     }
     applier.finish();
     let may = shmem::participants(|table| {
@@ -297,8 +311,6 @@ fn await_decision(gid: &Gid) {
             ) => {}
             _ => return,
         }
-        // A cancel that was meant for the apply must not break COMMIT PREPARED.
-        proc::forget_cancel();
         proc::wait(None, None);
         bgworker::handle_signals();
     }

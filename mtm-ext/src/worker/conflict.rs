@@ -10,7 +10,7 @@ use crate::pg::proc;
 use crate::pg::shmem;
 use mtm_core::{Gid, Instant};
 
-/// How long after the previous look to look again, by the age of the oldest work.
+/// How long after the previous look to look again, by the age of the youngest work.
 pub const fn next_look_us(age_us: u64) -> u64 {
     match age_us {
         0..5_000 => 3_000,

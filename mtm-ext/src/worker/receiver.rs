@@ -1,6 +1,6 @@
 //! mtm-logrep-receiver: reads one peer's stream and hands its transactions to apply workers.
 
-use super::spill::{self, Incoming, Task};
+use super::spill::{self, EarlyIncoming, Incoming, Task};
 use super::applier::{self, InPlace};
 use super::conflict;
 use crate::{dmq, guc};
@@ -17,6 +17,7 @@ use mtm_logrep::stream::StreamMessage;
 use mtm_node::message::Message;
 use mtm_paxos::commit::{Delivery, Participant, ParticipantState};
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 
 const RETRY_US: u64 = 300_000;
 const FEEDBACK_US: u64 = 1_000_000;
@@ -29,6 +30,8 @@ struct Worker {
     handle: Handle,
     ready: bool,
     busy: Option<(Gid, Instant)>,
+    /// Where what it applies is.
+    file: Option<spill::Name>,
     handed: u64,
 }
 
@@ -37,6 +40,8 @@ struct Receiver {
     workers: BTreeMap<usize, Worker>,
     waiting: VecDeque<Task>,
     incoming: Option<Incoming>,
+    /// Transactions in progress on the origin, by their number in its log.
+    early: BTreeMap<u32, EarlyIncoming>,
     received: Lsn,
     next_feedback: Instant,
     wait_set: WaitSet,
@@ -62,6 +67,7 @@ pub fn run(node: u8) {
         workers: BTreeMap::new(),
         waiting: VecDeque::new(),
         incoming: None,
+        early: BTreeMap::new(),
         received: Lsn(peer.finished_lsn.load(Ordering::Acquire)),
         next_feedback: Instant(0),
         wait_set: WaitSet::default(),
@@ -72,6 +78,7 @@ pub fn run(node: u8) {
         let error = receiver.stream();
         peer.streaming.store(0, Ordering::Release);
         receiver.incoming = None;
+        receiver.early.clear(); // the peer begins them again
         let text = error.to_string();
         if text != complained {
             pgrx::log!("multimaster: the stream from node {origin} broke: {text}");
@@ -167,8 +174,9 @@ impl Receiver {
     fn patience_us(&self) -> u64 {
         let now = proc::now();
         let feedback = self.next_feedback.since(now).max(1000);
-        let oldest = self.workers.values().filter_map(|w| w.busy.map(|(_, since)| since)).min();
-        match oldest {
+        // The youngest work decides: others must not wait longer beside a large transaction.
+        let youngest = self.workers.values().filter_map(|w| w.busy.map(|(_, since)| since)).max();
+        match youngest {
             Some(since) => conflict::next_look_us(now.since(since)).min(feedback),
             None => feedback,
         }
@@ -207,9 +215,6 @@ impl Receiver {
     }
 
     fn take_message(&mut self, message: StreamMessage<'_>) -> Result<(), ConnError> {
-        let io = |error: std::io::Error| {
-            ConnError::Connection(format!("could not write a spill file: {error}"))
-        };
         match message {
             StreamMessage::Piece { gid, lsn, first, last, payload } => {
                 if first {
@@ -218,28 +223,55 @@ impl Receiver {
                 let Some(incoming) = self.incoming.as_mut().filter(|i| i.gid == gid) else {
                     return Ok(());
                 };
-                incoming.push(payload).map_err(io)?;
+                incoming.push(payload);
                 if last && let Some(incoming) = self.incoming.take() {
-                    self.deliver(incoming.finish().map_err(io)?, lsn);
+                    self.deliver_or_refuse(gid, lsn, incoming.finish());
                 }
             }
-            StreamMessage::Unavailable { lsn, .. } => {
+            StreamMessage::Unavailable { gid, lsn } => {
                 self.incoming = None;
+                self.early.remove(&early_number(&gid));
                 self.received = self.received.max(lsn);
             }
             StreamMessage::Unshippable { gid, lsn, why } => {
                 self.incoming = None;
-                self.refuse(gid, lsn, why);
+                self.early.remove(&early_number(&gid));
+                self.refuse(gid, lsn, *b"55000", why);
             }
-            StreamMessage::Early { .. }
-            | StreamMessage::EarlyAbort { .. }
-            | StreamMessage::EarlyDone { .. } => {
-                return Err(ConnError::Connection(
-                    "the peer streams transactions in progress, which was not asked for".into(),
-                ));
+            StreamMessage::Early { xid, payload } => {
+                let origin = self.origin;
+                let early = self.early.entry(xid).or_insert_with(|| EarlyIncoming::new(origin));
+                early.push(payload);
+            }
+            StreamMessage::EarlyAbort { xid } => drop(self.early.remove(&xid)),
+            StreamMessage::EarlyDone { gid, lsn, pieces, children } => {
+                let early = self.early.remove(&early_number(&gid));
+                if early.as_ref().map_or(0, EarlyIncoming::pieces) != pieces {
+                    return Err(ConnError::Connection(format!("pieces of {gid} are missing")));
+                }
+                let task = match early {
+                    Some(early) => early.finish(gid, children),
+                    None => Ok(Task::inline(gid, &[])),
+                };
+                self.deliver_or_refuse(gid, lsn, task);
             }
         }
         Ok(())
+    }
+
+    fn deliver_or_refuse(&mut self, gid: Gid, lsn: Lsn, task: io::Result<Task>) {
+        match task {
+            Ok(task) => self.deliver(task, lsn),
+            Err(error) => {
+                let full = matches!(
+                    error.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                );
+                let why = format!("could not keep a large transaction in a temporary file: {error}");
+                pgrx::log!("multimaster: refusing transaction {gid}: {why}");
+                self.refuse(gid, lsn, if full { *b"53100" } else { *b"58030" }, &why);
+            }
+        }
     }
 
     /// Takes note of a transaction; `None` when there is no place.
@@ -264,21 +296,21 @@ impl Receiver {
         match self.note(task.gid, lsn) {
             Some(Delivery::Apply) => self.waiting.push_back(task),
             Some(Delivery::Duplicate) => {
-                spill::remove(&task.gid);
                 vote_again(&task.gid);
+                task.discard();
             }
-            Some(Delivery::Never) => spill::remove(&task.gid),
+            Some(Delivery::Never) => task.discard(),
             None => pgrx::error!("no place for transaction {}: too many unfinished", task.gid),
         }
     }
 
-    fn refuse(&mut self, gid: Gid, lsn: Lsn, why: &str) {
+    fn refuse(&mut self, gid: Gid, lsn: Lsn, sqlstate: [u8; 5], why: &str) {
         if self.note(gid, lsn) == Some(Delivery::Apply) {
             shmem::participants(|table| {
                 table.get_mut(&gid).map(|part| part.participant.failed());
             });
             let caught = Caught {
-                sqlstate: *b"55000",
+                sqlstate,
                 message: why.to_owned(),
                 detail: String::new(),
             };
@@ -302,10 +334,13 @@ impl Receiver {
             worker.ready = running;
             if done == worker.handed {
                 worker.busy = None;
+                worker.file = None;
             }
         }
         for slot in gone {
-            self.workers.remove(&slot);
+            if let Some(file) = self.workers.remove(&slot).and_then(|worker| worker.file) {
+                file.remove();
+            }
         }
     }
 
@@ -323,6 +358,7 @@ impl Receiver {
             let gid = task.gid;
             worker.handed += 1;
             worker.busy = Some((gid, proc::now()));
+            worker.file = task.file;
             let procno = shmem::workers(|all| {
                 all[*slot].gid = Some(gid);
                 all[*slot].handed = worker.handed;
@@ -352,7 +388,14 @@ impl Receiver {
         let Some(slot) = slot else { return };
         match bgworker::start(Kind::Applier(slot as u16)) {
             Some(handle) => {
-                let worker = Worker { ring, handle, ready: false, busy: None, handed: 0 };
+                let worker = Worker {
+                    ring,
+                    handle,
+                    ready: false,
+                    busy: None,
+                    file: None,
+                    handed: 0,
+                };
                 self.workers.insert(slot, worker);
                 let n = self.workers.len();
                 shmem::peer(self.origin).n_workers.store(n as i32, Ordering::Release);
@@ -374,6 +417,7 @@ impl Receiver {
             return Ok(());
         }
         self.next_feedback = now.plus_us(FEEDBACK_US);
+        bgworker::report_statistics();
         let finished = self.finished();
         let peer = shmem::peer(self.origin);
         peer.received_lsn.store(self.received.0, Ordering::Release);
@@ -404,6 +448,11 @@ impl Receiver {
             mark
         })
     }
+}
+
+/// The number under which a transaction's pieces come before its announcement.
+const fn early_number(gid: &Gid) -> u32 {
+    gid.xid.0 as u32
 }
 
 /// Repeats the vote for a transaction that was prepared before: the first one may be lost.

@@ -12,6 +12,7 @@ mod ddl;
 mod features;
 mod integrity;
 mod large;
+mod large_stream;
 mod peers;
 mod rows;
 mod schema;
@@ -69,6 +70,7 @@ const GROUPS: &[&[Check]] = &[
     sequences::CHECKS,
     conflicts::CHECKS,
     large::CHECKS,
+    large_stream::CHECKS,
     peers::CHECKS,
 ];
 

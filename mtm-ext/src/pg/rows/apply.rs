@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use mtm_core::Xid;
+use mtm_logrep::stream::Children;
 use mtm_logrep::row::{Old, Relation, RowMessage, RowReader, Tables, Tuple, Value};
 use pgrx::pg_sys;
 
@@ -28,6 +30,11 @@ pub struct Applier {
     /// Descriptions of this blob by number.
     described: Vec<Box<[u8]>>,
     open: Vec<(u32, Box<Open>)>,
+    /// The transaction's number on its origin and its subtransactions that count; `None` when all
+    /// that comes counts.
+    only: Option<(u32, Vec<u32>)>,
+    /// What comes now was rolled back on its origin.
+    skip: bool,
     snapshot: bool,
     pending: Pending,
     parent: pg_sys::MemoryContext,
@@ -56,6 +63,8 @@ impl Applier {
             targets: HashMap::new(),
             described: Vec::new(),
             open: Vec::new(),
+            only: None,
+            skip: false,
             snapshot: false,
             pending: Pending::default(),
             parent,
@@ -69,7 +78,22 @@ impl Applier {
         self.open.clear();
         self.snapshot = false;
         self.pending.begin();
+        self.only = None;
+        self.skip = false;
         self.begin_piece();
+    }
+
+    /// What follows says which subtransaction it belongs to. Only what belongs to the transaction
+    /// itself and to these ([`Children`]) counts.
+    pub fn only(&mut self, xid: Xid, children: &[u8]) {
+        let children = Children::parse(children).unwrap_or_else(|e| error::malformed(&e));
+        self.only = Some((xid.0 as u32, children.iter().collect()));
+    }
+
+    fn counts(&self, subxid: u32) -> bool {
+        self.only.as_ref().is_none_or(|(xid, children)| {
+            *xid == subxid || children.binary_search(&subxid).is_ok()
+        })
     }
 
     /// A blob of its own begins within the transaction: table numbers start again at 0.
@@ -88,6 +112,8 @@ impl Applier {
             let message = message.unwrap_or_else(|e| error::malformed(&e));
             match message {
                 RowMessage::Relation(relation) => self.described.push(relation.bytes().into()),
+                RowMessage::Subxact(subxid) => self.skip = !self.counts(subxid),
+                _ if self.skip => {}
                 RowMessage::Insert { table, new } => self.insert(table, &new),
                 RowMessage::Update { table, old, new } => self.update(table, old, &new),
                 RowMessage::Delete { table, old } => self.delete(table, old),
@@ -104,7 +130,6 @@ impl Applier {
                     unsafe { self.pending.check_undeferrable(&[]) }
                     ddl(bytes);
                 }
-                RowMessage::Subxact(_) => {}
             }
         }
         self.settle();

@@ -18,5 +18,5 @@ mod types;
 mod wait;
 
 pub use apply::Applier;
-pub use encode::{Encoded, RowEncoder};
+pub use encode::{Encoded, RowEncoder, Unidentified};
 pub use identity::ensure_replica_identity;

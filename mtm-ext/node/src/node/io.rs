@@ -30,6 +30,8 @@ pub enum Input {
     Announce(Xid),
     /// The announcement is in the WAL, not necessarily durable.
     AnnouncementWritten(Gid),
+    /// The announcement could not be written; nothing of it is in the WAL.
+    AnnouncementFailed(Gid),
     /// The announcement is durable.
     AnnouncementDurable(Gid),
     /// The client, a timeout or a lost member wants the own transaction aborted.
@@ -68,6 +70,8 @@ pub enum Input {
     },
     /// While recovering: that was the donor's whole undecided set.
     DonorHoldsNoMore,
+    /// What `ApplyCommitted`, `Install` or `DropPrepared` asked for is durable.
+    RecoveryDone(Gid),
     /// While fenced: something the WAL says.
     Found {
         /// The transaction.
@@ -153,7 +157,8 @@ pub enum Effect {
     Hold(Gid),
     /// Write PREPARE and flush it, then `PrepareDurable` or `ApplyFailed`.
     WritePrepare(Gid),
-    /// Roll back what was applied.
+    /// Stop applying and roll back what was applied. May come while the worker still applies or
+    /// waits for a row; if it asks `TryPrepare` nevertheless, it gets this answer again.
     Discard(Gid),
     /// Write the acceptance of abort and flush it, then `AbortDurable`.
     WriteAbort(Gid),
@@ -161,14 +166,17 @@ pub enum Effect {
     CommitPrepared(Gid),
     /// ROLLBACK PREPARED, then `Finished`.
     RollbackPrepared(Gid),
-    /// Recovery: apply the transaction's rows and commit them; drop whoever stands in the way.
+    /// Recovery: apply the transaction's rows and commit them, then `RecoveryDone`; `Drop` whoever
+    /// is prepared and stands in the way.
     ApplyCommitted(Gid),
-    /// Recovery: roll back a prepared transaction without any outcome.
+    /// Recovery: roll back a prepared transaction without any outcome, then `RecoveryDone`.
     DropPrepared(Gid),
     /// Recovery: prepare the transaction with the donor's rows unless it is prepared already, and
-    /// journal whether abort is accepted, replacing what the journal said (specs/adr/0100).
+    /// journal whether abort is accepted, replacing what the journal said (specs/adr/0100); then
+    /// `RecoveryDone`.
     Install(Gid, bool),
-    /// Write ParallelSafe and flush it, then `generations::Input::ParallelSafe`.
+    /// Write ParallelSafe with [`super::Node::held`], taken in this very step, and flush it, then
+    /// `generations::Input::ParallelSafe`.
     WriteParallelSafe(GenNum),
     /// Recover from one of the donors.
     StartRecovery {

@@ -22,7 +22,7 @@ use crate::table::{Slot, Table};
 use mtm_core::{Gid, Instant, Machine, NodeId, NodeSet, Outbox};
 use mtm_generations as generations;
 use mtm_generations::{Membership, StatusInGeneration};
-use mtm_paxos::commit::CoordinatorState;
+use mtm_paxos::commit::{CoordinatorState, ParticipantState};
 
 /// The fixed-size part of a node's state.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -93,6 +93,19 @@ impl<'a> Node<'a> {
     /// One transaction.
     pub fn transaction(&mut self, gid: &Gid) -> Option<Entry> {
         self.table.get_mut(gid).copied()
+    }
+
+    /// What a ParallelSafe record says of this node: transactions of others that it may still
+    /// commit, and whether it has accepted abort. One that is being committed counts as held,
+    /// since its commit record may come after ParallelSafe.
+    pub fn held(&self) -> impl Iterator<Item = (Gid, bool)> {
+        self.table.iter().filter_map(|(gid, entry)| match &entry.role {
+            Role::Peer(p) if p.is_undecided() => {
+                Some((*gid, p.state() != ParticipantState::Prepared))
+            }
+            Role::Peer(p) if p.state() == ParticipantState::Committing => Some((*gid, false)),
+            Role::Peer(_) | Role::Own(_) => None,
+        })
     }
 
     /// Whether the barrier is free: nobody is between the check and the WAL.
@@ -170,8 +183,14 @@ impl<'a> Node<'a> {
         self.give_up_own(out);
         self.generation(now, generations::Input::Switch, out)?;
         // What was only being applied is not prepared any more: ParallelSafe comes next.
-        let older = self.core.membership.current().generation.num;
-        self.table.retain(|gid, entry| gid.generation >= older || !entry.is_only_applying());
+        let num = self.core.membership.current().generation.num;
+        let gone = |(gid, e): &(&Gid, &Entry)| gid.generation < num && e.is_only_applying();
+        let gone: smallvec::SmallVec<[Gid; 32]> =
+            self.table.iter().filter(gone).map(|(gid, _)| *gid).collect();
+        for gid in gone {
+            self.table.remove(&gid);
+            out.push(Effect::Discard(gid));
+        }
         self.watch(now);
         Ok(())
     }
@@ -228,6 +247,7 @@ impl Machine for Node<'_> {
             Input::Generation(input) => self.generation(now, input, out)?,
             Input::Announce(xid) => self.announce(now, xid, out)?,
             Input::AnnouncementWritten(gid) => self.announcement_written(gid)?,
+            Input::AnnouncementFailed(gid) => self.announcement_failed(gid)?,
             Input::AnnouncementDurable(gid) => self.announcement_durable(gid, out),
             Input::Cancel(gid) => self.cancel(gid, out),
             Input::CommitDurable(gid) => self.commit_durable(now, gid, out)?,
@@ -241,9 +261,10 @@ impl Machine for Node<'_> {
             Input::Replay(gid) => self.replay(gid, out)?,
             Input::Drop(gid) => self.drop_undecided(gid, out),
             Input::DonorHolds { gid, accepted_abort } => {
-                self.donor_holds(gid, accepted_abort, out)?;
+                self.donor_holds(gid, accepted_abort)?;
             }
-            Input::DonorHoldsNoMore => self.donor_holds_no_more(out),
+            Input::RecoveryDone(_) => self.leave_barrier(),
+            Input::DonorHoldsNoMore => self.donor_holds_no_more(out)?,
             Input::Found { gid, found } => self.found(gid, found)?,
             Input::ScanComplete => self.scan_complete(now, out)?,
             Input::Message { from, message } => self.message(now, from, message, out)?,

@@ -51,6 +51,14 @@ impl Node<'_> {
         Ok(())
     }
 
+    /// Nobody can have heard of it.
+    pub(super) fn announcement_failed(&mut self, gid: Gid) -> Result<(), Misuse> {
+        self.coordinator(gid).ok_or(Misuse::UnknownTransaction(gid))?;
+        self.leave_barrier();
+        self.table.remove(&gid);
+        Ok(())
+    }
+
     pub(super) fn announcement_durable(&mut self, gid: Gid, out: &mut Outbox<Effect>) {
         let step = self.coordinator(gid).map(Coordinator::announced);
         self.own_step(gid, step, out);

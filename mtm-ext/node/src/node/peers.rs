@@ -140,7 +140,13 @@ impl Node<'_> {
         }
         let entry = self.table.entry(gid, || Entry::new(Role::Peer(Participant::new())))?;
         let step = match &mut entry.role {
-            Role::Peer(peer) => peer.abort_asked(),
+            Role::Peer(peer) => {
+                if peer.state() == ParticipantState::Applying {
+                    // It may wait for a row, and others for the rows it has.
+                    out.push(Effect::Discard(gid));
+                }
+                peer.abort_asked()
+            }
             // An own transaction of an older generation was given up: that is durable, a restart
             // refuses it again.
             Role::Own(_) if num > gid.generation => ParticipantStep::TellAbortAccepted,

@@ -1,7 +1,7 @@
 //! Restart and recovery: what the WAL, this node's own or a donor's, says of transactions.
 
 use super::{Bug, Effect, Found, Misuse, Node};
-use crate::entry::{Entry, Role};
+use crate::entry::{DonorsWord, Entry, Role};
 use mtm_core::{Gid, Instant, Outbox};
 use mtm_generations as generations;
 use mtm_paxos::commit::{Coordinator, Decree, Participant, ParticipantState};
@@ -48,7 +48,13 @@ impl Node<'_> {
         if self.serves() {
             return Err(Misuse::NotRecovering);
         }
+        if self.switch_waits() {
+            // The next generation's recovery begins again.
+            out.push(Effect::Hold(gid));
+            return Ok(());
+        }
         let entry = self.table.entry(gid, || Entry::new(Role::Peer(Participant::new())))?;
+        let mut apply = false;
         match &mut entry.role {
             Role::Peer(peer) => {
                 let finished = matches!(
@@ -58,15 +64,23 @@ impl Node<'_> {
                 out.push(match peer.replayed() {
                     true => Effect::CommitPrepared(gid),
                     false if finished => Effect::Skip(gid),
-                    false => Effect::ApplyCommitted(gid),
+                    false => {
+                        apply = true;
+                        Effect::ApplyCommitted(gid)
+                    }
                 });
             }
             Role::Own(own) if own.decree() == Some(Decree::Commit) => out.push(Effect::Skip(gid)),
             // Given up here, committed by a generation without this node.
             Role::Own(_) => {
                 entry.role = Role::Peer(Participant::found_finished(Decree::Commit));
+                apply = true;
                 out.push(Effect::ApplyCommitted(gid));
             }
+        }
+        if apply {
+            // The table says more than the disk until it is done: no switch meanwhile.
+            self.enter_barrier();
         }
         Ok(())
     }
@@ -79,54 +93,64 @@ impl Node<'_> {
         );
         if undecided {
             self.table.remove(&gid);
+            self.enter_barrier();
             out.push(Effect::DropPrepared(gid));
         }
     }
 
-    /// The donor held it at its ParallelSafe (TLA+ `Recover`): so does this node from now on,
-    /// with its acceptance of abort.
-    pub(super) fn donor_holds(
-        &mut self,
-        gid: Gid,
-        accepted_abort: bool,
-        out: &mut Outbox<Effect>,
-    ) -> Result<(), Misuse> {
+    /// The donor held it at its ParallelSafe (TLA+ `Reconcile`): so will this node, as soon as the
+    /// donor's whole set is known.
+    pub(super) fn donor_holds(&mut self, gid: Gid, accepted_abort: bool) -> Result<(), Misuse> {
         if self.serves() {
             return Err(Misuse::NotRecovering);
         }
         let num = self.core.membership.current().generation.num;
-        let accepted_abort = accepted_abort && !self.planted(Bug::ForgetAbort);
+        let accepted = accepted_abort && !self.planted(Bug::ForgetAbort);
         let entry = self.table.entry(gid, || Entry::new(Role::Peer(Participant::new())))?;
-        entry.in_donors_set = num;
-        if entry.decree().is_some() {
+        entry.donors_word = Some(DonorsWord { num, accepted });
+        Ok(())
+    }
+
+    /// The donor's set is complete: what it did not hold, this node does not hold either; then
+    /// what it held. Drops come first, since they free the rows that the others need.
+    pub(super) fn donor_holds_no_more(&mut self, out: &mut Outbox<Effect>) -> Result<(), Misuse> {
+        if self.serves() {
+            return Err(Misuse::NotRecovering);
+        }
+        if self.switch_waits() {
             return Ok(());
         }
-        // The donor's word replaces this node's in both directions, also an abort accepted here:
-        // that belongs to the ballot it was accepted in (specs/adr/0100).
-        let wanted = if accepted_abort {
-            Participant::found_abort_accepted(true)
-        } else {
-            Participant::found_prepared()
-        };
-        if entry.role != Role::Peer(wanted) {
-            entry.role = Role::Peer(wanted);
-            out.push(Effect::Install(gid, accepted_abort));
+        let num = self.core.membership.current().generation.num;
+        let (mut gone, mut held) = (Vec::new(), Vec::new());
+        for (gid, entry) in self.table.iter().filter(|(_, e)| e.decree().is_none()) {
+            match entry.donors_word {
+                Some(word) if word.num == num => held.push((*gid, word.accepted)),
+                _ if gid.generation < num => gone.push(*gid),
+                _ => {}
+            }
+        }
+        for gid in gone {
+            self.drop_undecided(gid, out);
+        }
+        for (gid, accepted) in held {
+            self.install(gid, accepted, out);
         }
         Ok(())
     }
 
-    /// What the donor did not hold, this node does not hold either.
-    pub(super) fn donor_holds_no_more(&mut self, out: &mut Outbox<Effect>) {
-        let num = self.core.membership.current().generation.num;
-        let gone: Vec<Gid> = self
-            .table
-            .iter()
-            .filter(|(gid, e)| gid.generation < num && e.in_donors_set != num && e.decree().is_none())
-            .filter(|(_, e)| matches!(e.role, Role::Peer(_)))
-            .map(|(gid, _)| *gid)
-            .collect();
-        for gid in gone {
-            self.drop_undecided(gid, out);
+    /// The donor's word replaces this node's in both directions, also an abort accepted here: that
+    /// belongs to the ballot it was accepted in (specs/adr/0100).
+    fn install(&mut self, gid: Gid, accepted_abort: bool, out: &mut Outbox<Effect>) {
+        let wanted = Role::Peer(if accepted_abort {
+            Participant::found_abort_accepted(true)
+        } else {
+            Participant::found_prepared()
+        });
+        let Some(entry) = self.table.get_mut(&gid) else { return };
+        if entry.role != wanted {
+            entry.role = wanted;
+            self.enter_barrier();
+            out.push(Effect::Install(gid, accepted_abort));
         }
     }
 }

@@ -263,7 +263,7 @@ impl Machine for Node<'_> {
             Input::DonorHolds { gid, accepted_abort } => {
                 self.donor_holds(gid, accepted_abort)?;
             }
-            Input::RecoveryDone(_) => self.leave_barrier(),
+            Input::RecoveryDone(gid) => self.recovery_done(now, gid, out),
             Input::DonorHoldsNoMore => self.donor_holds_no_more(out)?,
             Input::Found { gid, found } => self.found(gid, found)?,
             Input::ScanComplete => self.scan_complete(now, out)?,

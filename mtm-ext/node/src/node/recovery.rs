@@ -73,7 +73,9 @@ impl Node<'_> {
             Role::Own(own) if own.decree() == Some(Decree::Commit) => out.push(Effect::Skip(gid)),
             // Given up here, committed by a generation without this node.
             Role::Own(_) => {
-                entry.role = Role::Peer(Participant::found_finished(Decree::Commit));
+                let mut peer = Participant::new();
+                peer.replayed();
+                entry.role = Role::Peer(peer);
                 apply = true;
                 out.push(Effect::ApplyCommitted(gid));
             }
@@ -138,6 +140,25 @@ impl Node<'_> {
         Ok(())
     }
 
+    /// What recovery asked for is durable: the table and the disk agree again.
+    pub(super) fn recovery_done(&mut self, now: Instant, gid: Gid, out: &mut Outbox<Effect>) {
+        self.leave_barrier();
+        self.watch(now);
+        let Some(entry) = self.table.get_mut(&gid) else { return };
+        let Role::Peer(peer) = &mut entry.role else { return };
+        if matches!(peer.state(), ParticipantState::Preparing(_)) {
+            let accepted = entry.donors_word.is_some_and(|word| word.accepted);
+            *peer = if accepted {
+                Participant::found_abort_accepted(true)
+            } else {
+                Participant::found_prepared()
+            };
+        } else {
+            let step = peer.finished();
+            self.peer_step(gid, step, true, out);
+        }
+    }
+
     /// The donor's word replaces this node's in both directions, also an abort accepted here: that
     /// belongs to the ballot it was accepted in (specs/adr/0100).
     fn install(&mut self, gid: Gid, accepted_abort: bool, out: &mut Outbox<Effect>) {
@@ -148,7 +169,8 @@ impl Node<'_> {
         });
         let Some(entry) = self.table.get_mut(&gid) else { return };
         if entry.role != wanted {
-            entry.role = wanted;
+            // Not before it is done may it be committed or rolled back.
+            entry.role = Role::Peer(Participant::installing());
             self.enter_barrier();
             out.push(Effect::Install(gid, accepted_abort));
         }

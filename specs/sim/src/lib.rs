@@ -13,5 +13,5 @@ mod rng;
 mod world;
 
 pub use oracle::Violation;
-pub use plan::{Fault, Plan, Shape, Transaction};
+pub use plan::{Fault, Plan, Shape, Slowness, Transaction};
 pub use world::{Coverage, Verdict, run};

@@ -55,6 +55,34 @@ impl Shape {
     }
 }
 
+/// How slow things are: mostly quick, and with this many percent chance up to so slow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slowness {
+    /// Chance of being slow.
+    pub percent: u64,
+    /// Then at most this.
+    pub max_us: u64,
+}
+
+impl Slowness {
+    fn new(rng: &mut Rng, max_us: u64) -> Self {
+        let max_us = match rng.below(3) {
+            0 => 1_000,
+            1 => max_us / 10,
+            _ => max_us,
+        };
+        Self { percent: rng.below(25), max_us }
+    }
+
+    pub(crate) fn draw(self, rng: &mut Rng, low: u64, high: u64) -> u64 {
+        if rng.chance(self.percent) {
+            rng.between(high, high.max(self.max_us))
+        } else {
+            rng.between(low, high)
+        }
+    }
+}
+
 /// A whole history's script.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {
@@ -64,6 +92,14 @@ pub struct Plan {
     pub shape: Shape,
     /// A rule broken on purpose.
     pub bug: Option<Bug>,
+    /// Messages and streams.
+    pub latency: Slowness,
+    /// Syncs.
+    pub disk: Slowness,
+    /// Between "may be written" and "written".
+    pub write: Slowness,
+    /// Percent of transactions that a member cannot apply.
+    pub refusals: u64,
     /// Disturbances, by time.
     pub faults: Vec<(u64, Fault)>,
     /// Clients, by time.
@@ -72,86 +108,112 @@ pub struct Plan {
     pub heal_at_us: u64,
 }
 
-const SECOND: u64 = 1_000_000;
-
 impl Plan {
     /// The script of this seed.
     pub fn new(seed: u64, shape: Shape) -> Self {
         let mut rng = Rng::new(seed);
-        let heal_at_us = rng.between(3, 12) * SECOND;
+        let heal_at_us = rng.between(1_000_000, 4_000_000);
         let faults = faults(&mut rng, shape.nodes(), heal_at_us);
-        let transactions = transactions(&mut rng, shape.nodes(), heal_at_us);
-        Self { seed, shape, bug: None, faults, transactions, heal_at_us }
+        let transactions = transactions(&mut rng, shape.nodes(), heal_at_us, &faults);
+        Self {
+            seed,
+            shape,
+            bug: None,
+            latency: Slowness::new(&mut rng, 500_000),
+            disk: Slowness::new(&mut rng, 100_000),
+            write: Slowness::new(&mut rng, 100_000),
+            refusals: if rng.chance(30) { rng.below(20) } else { 0 },
+            faults,
+            transactions,
+            heal_at_us,
+        }
     }
 }
 
 fn faults(rng: &mut Rng, nodes: usize, end: u64) -> Vec<(u64, Fault)> {
     let mut faults = Vec::new();
-    let n = nodes as u64;
     // Some histories are quiet, most are not.
-    let count = if rng.chance(10) { 0 } else { rng.between(1, 8) };
-    for _ in 0..count {
-        let at = rng.between(100_000, end);
-        let node = rng.below(n) as usize;
-        let later = at + if rng.chance(50) { rng.between(1_000, 400_000) } else { rng.between(400_000, 4_000_000) };
-        match rng.below(10) {
-            0..4 => {
-                faults.push((at, Fault::Crash(node)));
-                faults.push((later, Fault::Restart(node)));
-            }
-            4 => {
-                for node in 0..nodes {
-                    faults.push((at + rng.below(30_000), Fault::Crash(node)));
-                    faults.push((later + rng.below(500_000), Fault::Restart(node)));
-                }
-            }
-            5..7 => {
-                // A node is cut off from some or all others, in one direction or both.
-                let both = rng.chance(60);
-                for peer in (0..nodes).filter(|&p| p != node) {
-                    if rng.chance(70) {
-                        faults.push((at, Fault::Cut(node, peer)));
-                        faults.push((later, Fault::Mend(node, peer)));
-                        if both {
-                            faults.push((at, Fault::Cut(peer, node)));
-                            faults.push((later, Fault::Mend(peer, node)));
-                        }
-                    }
-                }
-            }
-            7 => {
-                faults.push((at, Fault::Loss(rng.between(1, 40))));
-                faults.push((later, Fault::Loss(0)));
-            }
-            _ => {
-                faults.push((at, Fault::SlowDisk(node, rng.between(5, 100))));
-                faults.push((later, Fault::SlowDisk(node, 1)));
-            }
+    let episodes = if rng.chance(10) { 0 } else { rng.between(1, 5) };
+    for _ in 0..episodes {
+        let start = rng.between(50_000, end);
+        for _ in 0..rng.between(1, 4) {
+            let at = start + rng.below(400_000);
+            let lasts = match rng.below(3) {
+                0 => rng.between(1_000, 50_000),
+                1 => rng.between(50_000, 500_000),
+                _ => rng.between(500_000, 2_000_000),
+            };
+            fault(rng, nodes, at, at + lasts, &mut faults);
         }
     }
     faults.sort_by_key(|(at, _)| *at);
     faults
 }
 
-fn transactions(rng: &mut Rng, nodes: usize, end: u64) -> Vec<Transaction> {
-    let count = rng.between(10, 120);
-    let rows = rng.between(2, 12);
-    // Bursts put many transactions next to a fault or an election.
-    let bursts: Vec<u64> = (0..rng.between(1, 5)).map(|_| rng.below(end)).collect();
+fn fault(rng: &mut Rng, nodes: usize, at: u64, later: u64, faults: &mut Vec<(u64, Fault)>) {
+    let node = rng.below(nodes as u64) as usize;
+    match rng.below(20) {
+        0..7 => {
+            faults.push((at, Fault::Crash(node)));
+            faults.push((later, Fault::Restart(node)));
+        }
+        7 => {
+            for node in 0..nodes {
+                faults.push((at + rng.below(30_000), Fault::Crash(node)));
+                faults.push((later + rng.below(300_000), Fault::Restart(node)));
+            }
+        }
+        8..15 => {
+            // A node is cut off from some or all others, in one direction or both.
+            let (out, inward) = match rng.below(4) {
+                0 => (true, false),
+                1 => (false, true),
+                _ => (true, true),
+            };
+            let some = if rng.chance(50) { 100 } else { 50 };
+            for peer in (0..nodes).filter(|&p| p != node) {
+                if !rng.chance(some) {
+                    continue;
+                }
+                for (a, b) in [(node, peer)].iter().filter(|_| out).chain([(peer, node)].iter().filter(|_| inward)) {
+                    faults.push((at, Fault::Cut(*a, *b)));
+                    faults.push((later, Fault::Mend(*a, *b)));
+                }
+            }
+        }
+        15..17 => {
+            faults.push((at, Fault::Loss(rng.between(1, 50))));
+            faults.push((later, Fault::Loss(0)));
+        }
+        _ => {
+            faults.push((at, Fault::SlowDisk(node, rng.between(5, 100))));
+            faults.push((later, Fault::SlowDisk(node, 1)));
+        }
+    }
+}
+
+fn transactions(rng: &mut Rng, nodes: usize, end: u64, faults: &[(u64, Fault)]) -> Vec<Transaction> {
+    let count = rng.between(5, 100);
+    let rows = if rng.chance(50) { rng.between(2, 10) } else { rng.between(20, 200) };
+    let impatient = rng.below(60);
     let mut all: Vec<Transaction> = (0..count)
         .map(|_| {
-            let near = bursts[rng.below(bursts.len() as u64) as usize];
-            let at_us = if rng.chance(50) { rng.below(end) } else { near + rng.below(100_000) };
+            let near = if faults.is_empty() || rng.chance(30) {
+                rng.below(end)
+            } else {
+                faults[rng.below(faults.len() as u64) as usize].0
+            };
+            let at_us = (near + rng.below(60_000)).saturating_sub(30_000);
             let mut keys: Vec<u8> = (0..rng.between(1, 3)).map(|_| rng.below(rows) as u8).collect();
             keys.sort_unstable();
             keys.dedup();
-            Transaction {
-                at_us,
-                node: rng.below(nodes as u64) as usize,
-                keys,
-                think_us: rng.below(3_000),
-                patience_us: if rng.chance(20) { rng.between(100, 5_000) } else { rng.between(50_000, 3_000_000) },
-            }
+            let patience_us = if rng.chance(impatient) {
+                rng.between(100, 100_000)
+            } else {
+                rng.between(50_000, 2_000_000)
+            };
+            let node = rng.below(nodes as u64) as usize;
+            Transaction { at_us, node, keys, think_us: rng.below(3_000), patience_us }
         })
         .collect();
     all.sort_by_key(|t| t.at_us);

@@ -56,8 +56,13 @@ impl Core {
     /// Breaks one rule, for tests of the tests.
     #[cfg(feature = "planted-bugs")]
     #[must_use]
-    pub const fn with_bug(mut self, bug: Option<Bug>) -> Self {
+    pub fn with_bug(mut self, bug: Option<Bug>) -> Self {
         self.planted = bug;
+        if bug == Some(Bug::NoFence) && self.membership.is_fenced() {
+            let fall = generations::Input::Fenced(false);
+            let step = self.membership.step(Instant(0), fall, &mut Outbox::new());
+            assert!(step.is_ok(), "the fence may always fall");
+        }
         self
     }
 

@@ -1,5 +1,6 @@
 //! `cargo sim`: replays one seed or sweeps many.
 
+use mtm_node::Bug;
 use mtm_sim::{Coverage, Plan, Shape, Verdict, run};
 use std::process::ExitCode;
 
@@ -9,12 +10,20 @@ struct Options {
     from: u64,
     shape: Shape,
     story: bool,
+    bug: Option<Bug>,
 }
 
 fn options() -> Result<Options, String> {
-    let mut o = Options { seed: None, seeds: 200, from: 0, shape: Shape::Nodes(3), story: false };
+    let mut o = Options { seed: None, seeds: 200, from: 0, shape: Shape::Nodes(3), story: false, bug: None };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
+        if arg == "--bug" {
+            let name = args.next().unwrap_or_default();
+            let named = |b: &&Bug| format!("{b:?}") == name;
+            let all = || format!("--bug needs one of {:?}", Bug::ALL);
+            o.bug = Some(*Bug::ALL.iter().find(named).ok_or_else(all)?);
+            continue;
+        }
         let mut number = || {
             let value = args.next().ok_or_else(|| format!("{arg} needs a number"))?;
             value.parse::<u64>().map_err(|e| format!("{arg}: {e}"))
@@ -43,11 +52,12 @@ fn main() -> ExitCode {
     let mut failures = 0;
     let seeds = o.seed.map_or(o.from..o.from + o.seeds, |s| s..s + 1);
     for seed in seeds {
-        let verdict = run(&Plan::new(seed, o.shape), o.story);
+        let plan = Plan { bug: o.bug, ..Plan::new(seed, o.shape) };
+        let verdict = run(&plan, o.story);
         total.add(&verdict.coverage);
         if !report(seed, &verdict) {
             failures += 1;
-            if failures == 20 {
+            if failures == 5 {
                 break;
             }
         }

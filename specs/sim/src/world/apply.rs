@@ -26,7 +26,7 @@ impl World {
         if !self.hosts[i].appliers.contains_key(&gid) {
             return;
         }
-        if !self.healing && self.rng.chance(1) {
+        if !self.healing && self.rng.chance(self.plan.refusals) {
             self.discard(i, gid);
             self.feed(i, Input::ApplyFailed(gid));
         } else {

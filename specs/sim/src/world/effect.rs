@@ -1,6 +1,7 @@
 //! The driver: what the machine asks for, done on the simulated server.
 
 use super::host::{Recovery, Task};
+use super::network::QUICK;
 use super::{Event, Op, Packet, Then, World};
 use crate::database::Record;
 use mtm_core::{GenNum, Gid, NodeSet};
@@ -93,13 +94,14 @@ impl World {
 
     pub(super) fn append_soon(&mut self, i: usize, record: Record, then: Then) {
         // The time between "may" and "written": what the barrier is for.
-        let us = if self.rng.chance(5) { self.rng.between(500, 50_000) } else { self.rng.between(5, 300) };
+        let slowness = if self.healing { QUICK } else { self.plan.write };
+        let us = slowness.draw(&mut self.rng, 5, 300);
         self.op(i, us, Op::Append(record, then));
     }
 
     pub(super) fn disk_us(&mut self, i: usize) -> u64 {
-        let us = if self.rng.chance(2) { self.rng.between(5_000, 60_000) } else { self.rng.between(50, 800) };
-        us * self.hosts[i].disk_factor
+        let slowness = if self.healing { QUICK } else { self.plan.disk };
+        slowness.draw(&mut self.rng, 50, 800) * self.hosts[i].disk_factor
     }
 
     fn finish(&mut self, i: usize, gid: Gid, decree: Decree) {

@@ -51,7 +51,7 @@ impl World {
         }
         self.hosts[i].up = true;
         self.op(i, 0, Op::Poll);
-        let us = self.rng.between(1_000, 300_000);
+        let us = self.rng.between(1_000, 100_000);
         self.op(i, us, Op::ScanDone);
         self.schedule_wake(i);
     }

@@ -10,7 +10,14 @@ use mtm_node::{Core, Entry};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How often a waiting node asks again.
-const RETRY_US: u64 = 100_000;
+const RETRY_US: u64 = 25_000;
+/// Everything is quicker than in production: more happens in a second.
+const TIMING: Timing = Timing {
+    heartbeat_us: 40_000,
+    vote_wait_us: 40_000,
+    stagger_us: 15_000,
+    recovery_limit_us: 3_000_000,
+};
 /// Places in the table of transactions.
 const SLOTS: usize = 512;
 
@@ -183,7 +190,7 @@ impl Host {
 }
 
 fn core(plan: &Plan, state: Record, seed: u64, restarted: bool) -> Core {
-    let mut membership = Membership::new(state, Timing::default(), seed, restarted);
+    let mut membership = Membership::new(state, TIMING, seed, restarted);
     if plan.shape == Shape::Referee {
         membership = membership.with_referee();
     }

@@ -7,7 +7,7 @@ use mtm_generations as generations;
 use mtm_node::Input;
 
 /// How often a host looks at its connections.
-const POLL_US: u64 = 50_000;
+const POLL_US: u64 = 20_000;
 
 impl World {
     pub(super) fn operate(&mut self, i: usize, op: Op) {

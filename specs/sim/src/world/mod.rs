@@ -163,7 +163,7 @@ pub(crate) struct World {
 }
 
 /// How long convergence may take.
-const HEAL_US: u64 = 60_000_000;
+const HEAL_US: u64 = 20_000_000;
 
 /// Runs the history of a plan; `tell` keeps its story.
 pub fn run(plan: &Plan, tell: bool) -> Verdict {
@@ -221,7 +221,7 @@ impl World {
                 if self.converged().is_ok() {
                     break;
                 }
-                next_look = at + 100_000;
+                next_look = at + 50_000;
             }
             if at > heal_at + HEAL_US || self.oracle.violation.is_some() {
                 break;

@@ -2,12 +2,15 @@
 
 use super::{Event, Packet, World, node};
 use crate::database::{Keys, Record};
+use crate::plan::Slowness;
 use mtm_core::{Gid, NodeSet};
 use mtm_generations as generations;
 use mtm_node::Input;
 
 /// A peer that was not heard of for so long is not connected.
-const SILENCE_US: u64 = 1_000_000;
+const SILENCE_US: u64 = 200_000;
+/// While healing.
+pub(super) const QUICK: Slowness = Slowness { percent: 2, max_us: 20_000 };
 
 impl World {
     pub(super) fn send(&mut self, from: usize, to: NodeSet, packet: Packet) {
@@ -37,7 +40,8 @@ impl World {
     }
 
     pub(super) fn latency(&mut self) -> u64 {
-        if self.rng.chance(3) { self.rng.between(2_000, 300_000) } else { self.rng.between(50, 1_500) }
+        let latency = if self.healing { QUICK } else { self.plan.latency };
+        latency.draw(&mut self.rng, 50, 1_500)
     }
 
     pub(super) fn arrive(&mut self, from: usize, to: usize, packet: Packet) {

@@ -58,18 +58,25 @@ pub enum Input {
         holder: Gid,
     },
     /// While recovering: the donor committed this transaction, next in its commit order.
-    Replay(Gid),
+    Replay {
+        /// For this generation; what belongs to another one is not heeded.
+        num: GenNum,
+        /// The transaction.
+        gid: Gid,
+    },
     /// While recovering: this undecided transaction conflicts with a replayed one.
     Drop(Gid),
     /// While recovering: as of its ParallelSafe the donor held this transaction undecided.
     DonorHolds {
+        /// For this generation.
+        num: GenNum,
         /// The transaction.
         gid: Gid,
         /// The donor had accepted abort.
         accepted_abort: bool,
     },
-    /// While recovering: that was the donor's whole undecided set.
-    DonorHoldsNoMore,
+    /// While recovering for this generation: that was the donor's whole undecided set.
+    DonorHoldsNoMore(GenNum),
     /// What `ApplyCommitted`, `Install` or `DropPrepared` asked for is durable.
     RecoveryDone(Gid),
     /// While fenced: something the WAL says.
@@ -206,9 +213,6 @@ pub enum Misuse {
     /// The input speaks of a transaction that is not in the table.
     #[error("transaction {0} is not in the table")]
     UnknownTransaction(Gid),
-    /// Recovery inputs on a node that is ONLINE.
-    #[error("an online node does not recover")]
-    NotRecovering,
     /// Restart inputs on a node that is not fenced.
     #[error("the node is not fenced")]
     NotFenced,

@@ -263,13 +263,13 @@ impl Machine for Node<'_> {
             Input::AbortDurable(gid) => self.abort_durable(now, gid, out)?,
             Input::Finished(gid) => self.finished(gid, out),
             Input::Conflict { waiter, holder } => self.conflict(waiter, holder, out),
-            Input::Replay(gid) => self.replay(gid, out)?,
+            Input::Replay { num, gid } => self.replay(num, gid, out)?,
             Input::Drop(gid) => self.drop_undecided(gid, out),
-            Input::DonorHolds { gid, accepted_abort } => {
-                self.donor_holds(gid, accepted_abort)?;
+            Input::DonorHolds { num, gid, accepted_abort } => {
+                self.donor_holds(num, gid, accepted_abort)?;
             }
             Input::RecoveryDone(gid) => self.recovery_done(now, gid, out),
-            Input::DonorHoldsNoMore => self.donor_holds_no_more(out)?,
+            Input::DonorHoldsNoMore(num) => self.donor_holds_no_more(num, out),
             Input::Found { gid, found } => self.found(gid, found)?,
             Input::ScanComplete => self.scan_complete(now, out)?,
             Input::Message { from, message } => self.message(now, from, message, out)?,

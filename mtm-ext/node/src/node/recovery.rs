@@ -2,7 +2,7 @@
 
 use super::{Bug, Effect, Found, Misuse, Node};
 use crate::entry::{DonorsWord, Entry, Role};
-use mtm_core::{Gid, Instant, Outbox};
+use mtm_core::{GenNum, Gid, Instant, Outbox};
 use mtm_generations as generations;
 use mtm_paxos::commit::{Coordinator, Decree, Participant, ParticipantState};
 
@@ -32,7 +32,7 @@ impl Node<'_> {
         now: Instant,
         out: &mut Outbox<Effect>,
     ) -> Result<(), Misuse> {
-        if !self.core.membership.is_fenced() {
+        if !self.core.membership.is_fenced() && !self.planted(Bug::NoFence) {
             return Err(Misuse::NotFenced);
         }
         self.generation(now, generations::Input::Fenced(false), out)?;
@@ -43,13 +43,21 @@ impl Node<'_> {
         Ok(())
     }
 
-    /// The donor committed it, next in its commit order (TLA+ `RecApply`).
-    pub(super) fn replay(&mut self, gid: Gid, out: &mut Outbox<Effect>) -> Result<(), Misuse> {
-        if self.serves() {
-            return Err(Misuse::NotRecovering);
-        }
-        if self.switch_waits() {
-            // The next generation's recovery begins again.
+    /// Whether what a recovery for generation `num` says may be heeded: the node may have moved
+    /// on meanwhile, and the next recovery begins again.
+    fn recovers_for(&self, num: GenNum) -> bool {
+        let current = self.core.membership.current().generation.num;
+        num == current && !self.serves() && !self.switch_waits()
+    }
+
+    /// The donor committed it, next in its commit order (TLA+ `Replay`).
+    pub(super) fn replay(
+        &mut self,
+        num: GenNum,
+        gid: Gid,
+        out: &mut Outbox<Effect>,
+    ) -> Result<(), Misuse> {
+        if !self.recovers_for(num) {
             out.push(Effect::Hold(gid));
             return Ok(());
         }
@@ -89,7 +97,7 @@ impl Node<'_> {
 
     /// Rolls back an undecided transaction without any outcome: from here on this node lacks it.
     pub(super) fn drop_undecided(&mut self, gid: Gid, out: &mut Outbox<Effect>) {
-        let undecided = matches!(
+        let undecided = !self.serves() && matches!(
             self.table.get_mut(&gid),
             Some(Entry { role: Role::Peer(peer), .. }) if peer.is_undecided()
         );
@@ -102,11 +110,15 @@ impl Node<'_> {
 
     /// The donor held it at its ParallelSafe (TLA+ `Reconcile`): so will this node, as soon as the
     /// donor's whole set is known.
-    pub(super) fn donor_holds(&mut self, gid: Gid, accepted_abort: bool) -> Result<(), Misuse> {
-        if self.serves() {
-            return Err(Misuse::NotRecovering);
+    pub(super) fn donor_holds(
+        &mut self,
+        num: GenNum,
+        gid: Gid,
+        accepted_abort: bool,
+    ) -> Result<(), Misuse> {
+        if !self.recovers_for(num) {
+            return Ok(());
         }
-        let num = self.core.membership.current().generation.num;
         let accepted = accepted_abort && !self.planted(Bug::ForgetAbort);
         let entry = self.table.entry(gid, || Entry::new(Role::Peer(Participant::new())))?;
         entry.donors_word = Some(DonorsWord { num, accepted });
@@ -115,14 +127,10 @@ impl Node<'_> {
 
     /// The donor's set is complete: what it did not hold, this node does not hold either; then
     /// what it held. Drops come first, since they free the rows that the others need.
-    pub(super) fn donor_holds_no_more(&mut self, out: &mut Outbox<Effect>) -> Result<(), Misuse> {
-        if self.serves() {
-            return Err(Misuse::NotRecovering);
+    pub(super) fn donor_holds_no_more(&mut self, num: GenNum, out: &mut Outbox<Effect>) {
+        if !self.recovers_for(num) {
+            return;
         }
-        if self.switch_waits() {
-            return Ok(());
-        }
-        let num = self.core.membership.current().generation.num;
         let (mut gone, mut held) = (Vec::new(), Vec::new());
         for (gid, entry) in self.table.iter().filter(|(_, e)| e.decree().is_none()) {
             match entry.donors_word {
@@ -137,7 +145,6 @@ impl Node<'_> {
         for (gid, accepted) in held {
             self.install(gid, accepted, out);
         }
-        Ok(())
     }
 
     /// What recovery asked for is durable: the table and the disk agree again.

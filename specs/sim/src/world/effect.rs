@@ -5,7 +5,7 @@ use super::network::QUICK;
 use super::{Event, Op, Packet, Then, World};
 use crate::database::Record;
 use mtm_core::{GenNum, Gid, NodeSet};
-use mtm_node::{Effect, PeerMessage};
+use mtm_node::{Effect, Node, PeerMessage, Role};
 use mtm_paxos::commit::Decree;
 
 impl World {
@@ -80,7 +80,10 @@ impl World {
 
     /// Commit is decided, if not before then now and in this node's generation.
     pub(super) fn decided_commit(&mut self, i: usize, gid: Gid) {
-        let own = gid.origin.index() == i;
+        // Its coordinator decides in its own generation, settlement in the current one.
+        let host = &mut self.hosts[i];
+        let entry = Node::new(&mut host.core, &mut host.slots).transaction(&gid);
+        let own = entry.is_some_and(|e| matches!(e.role, Role::Own(_)));
         let num = if own { gid.generation } else { self.current(i).generation.num };
         let known = self.oracle.commits.contains_key(&gid);
         if !known && num > gid.generation {

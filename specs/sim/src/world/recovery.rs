@@ -65,7 +65,7 @@ impl World {
             return false;
         }
         self.coverage.replayed += 1;
-        self.feed(i, Input::Replay(gid));
+        self.feed(i, Input::Replay { num, gid });
         true
     }
 
@@ -107,9 +107,9 @@ impl World {
             return false;
         };
         for (gid, accepted_abort) in held {
-            self.feed(i, Input::DonorHolds { gid, accepted_abort });
+            self.feed(i, Input::DonorHolds { num, gid, accepted_abort });
         }
-        self.feed(i, Input::DonorHoldsNoMore);
+        self.feed(i, Input::DonorHoldsNoMore(num));
         if let Some(recovery) = &mut self.hosts[i].recovery {
             recovery.reconciled = recovery.num == num;
         }

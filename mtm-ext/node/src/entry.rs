@@ -91,7 +91,7 @@ impl Entry {
                 Role::Own(c) => {
                     c.state() == CoordinatorState::GivenUp || !c.missing().is_empty()
                 }
-                Role::Peer(p) => p.is_undecided(),
+                Role::Peer(p) => p.is_undecided() || p.state() == ParticipantState::AbortAccepted(false),
             }
     }
 

@@ -1,6 +1,7 @@
 //! One node's simulated database: rows with locks over a WAL of which a crash loses the tail.
 
 use mtm_core::{GenNum, Gid, NodeId};
+use mtm_node::{Below, Found};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A row.
@@ -23,6 +24,10 @@ pub(crate) enum Record {
     Install(Gid, Keys, bool),
     /// With what this node held then, and whether abort was accepted.
     ParallelSafe(GenNum, Vec<(Gid, bool)>),
+    /// What this node had finished and forgotten.
+    Syncpoint(Below),
+    /// What a restart must know; what it does not say is in the WAL from `start` on.
+    Checkpoint { start: usize, forgotten: Below, remembered: Vec<(Gid, Found)> },
 }
 
 /// Who has a row locked.
@@ -94,7 +99,7 @@ impl Database {
                     self.accepted.remove(gid);
                 }
             }
-            Record::ParallelSafe(..) => {}
+            Record::ParallelSafe(..) | Record::Syncpoint(_) | Record::Checkpoint { .. } => {}
         }
         Change::Nothing
     }
@@ -142,11 +147,52 @@ impl Database {
         })
     }
 
-    /// Own announcements whose rows a crash has lost.
-    pub(crate) fn lost_own(&self, me: NodeId) -> impl Iterator<Item = Gid> + '_ {
-        self.announced
-            .keys()
-            .filter(move |gid| gid.origin == me && !self.prepared.contains_key(*gid))
-            .copied()
+    /// What a restarting server can find out: the last checkpoint, the WAL since its start, the
+    /// prepared transactions, and the commit log for its own.
+    pub(crate) fn scan(&self, me: NodeId) -> (Option<Below>, BTreeMap<Gid, Found>) {
+        let last = self.wal.iter().rev().find_map(|record| match record {
+            Record::Checkpoint { start, forgotten, remembered } => {
+                Some((*start, *forgotten, remembered))
+            }
+            _ => None,
+        });
+        let start = last.map_or(0, |(start, ..)| start);
+        let mut found: BTreeMap<Gid, Found> =
+            last.map_or_else(BTreeMap::new, |(.., list)| list.iter().copied().collect());
+        for record in &self.wal[start..] {
+            match record {
+                Record::Announce(gid, _) => {
+                    found.insert(*gid, Found::AnnouncedOnly);
+                }
+                Record::Commit(gid, _) | Record::CommitPrepared(gid, _) => {
+                    found.insert(*gid, Found::Committed);
+                }
+                Record::AcceptAbort(gid) if gid.origin != me || !found.contains_key(gid) => {
+                    found.insert(*gid, Found::AbortAccepted { prepared: false });
+                }
+                Record::Install(gid, _, accepted) => {
+                    found.remove(gid);
+                    if *accepted {
+                        found.insert(*gid, Found::AbortAccepted { prepared: true });
+                    }
+                }
+                // A rollback is evidence of nothing.
+                _ => {}
+            }
+        }
+        for gid in self.prepared.keys() {
+            let accepted = matches!(found.get(gid), Some(Found::AbortAccepted { .. }));
+            let found_now =
+                if accepted { Found::AbortAccepted { prepared: true } } else { Found::Prepared };
+            found.insert(*gid, found_now);
+        }
+        for (gid, found) in &mut found {
+            match found {
+                Found::AnnouncedOnly if self.committed.contains(gid) => *found = Found::Committed,
+                Found::AbortAccepted { prepared } => *prepared = self.prepared.contains_key(gid),
+                _ => {}
+            }
+        }
+        (last.map(|(_, forgotten, _)| forgotten), found)
     }
 }

@@ -1,5 +1,6 @@
 //! What may happen to a node and what it asks its driver to do.
 
+use super::retention::Below;
 use crate::peer_message::PeerMessage;
 use crate::table::TableFull;
 use mtm_core::{GenNum, Gid, NodeId, NodeSet, Token, Xid};
@@ -17,6 +18,8 @@ pub enum Found {
     },
     /// Its commit record.
     Committed,
+    /// Its abort was decided; only from what the node itself remembered, never from a rollback.
+    Aborted,
     /// An announcement of this node without a commit record: its rows are lost.
     AnnouncedOnly,
 }
@@ -79,6 +82,17 @@ pub enum Input {
     DonorHoldsNoMore(GenNum),
     /// What `ApplyCommitted`, `Install` or `DropPrepared` asked for is durable.
     RecoveryDone(Gid),
+    /// No own transaction with a number below this will be announced any more.
+    Horizon(Xid),
+    /// While recovering: the donor wrote this syncpoint here, after everything replayed so far.
+    Syncpoint {
+        /// For this generation.
+        num: GenNum,
+        /// The donor's [`super::Node::forgotten`].
+        below: Below,
+    },
+    /// While fenced: what [`super::Node::forgotten`] was when it was last saved.
+    Forgotten(Below),
     /// While fenced: something the WAL says.
     Found {
         /// The transaction.

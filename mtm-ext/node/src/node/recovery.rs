@@ -13,6 +13,9 @@ impl Node<'_> {
         if !self.core.membership.is_fenced() && !self.planted(Bug::NoFence) {
             return Err(Misuse::NotFenced);
         }
+        if gid.origin == self.me() {
+            self.core.retention.announced(gid.xid);
+        }
         let members = self.core.membership.current().generation.members;
         let role = match found {
             Found::Prepared => Role::Peer(Participant::found_prepared()),
@@ -20,6 +23,7 @@ impl Node<'_> {
                 Role::Peer(Participant::found_abort_accepted(prepared))
             }
             Found::Committed => Role::Peer(Participant::found_finished(Decree::Commit)),
+            Found::Aborted => Role::Peer(Participant::found_finished(Decree::Abort)),
             Found::AnnouncedOnly => Role::Own(Coordinator::found_refused(gid, members)),
         };
         self.table.entry(gid, || Entry::new(role))?.role = role;
@@ -45,9 +49,9 @@ impl Node<'_> {
 
     /// Whether what a recovery for generation `num` says may be heeded: the node may have moved
     /// on meanwhile, and the next recovery begins again.
-    fn recovers_for(&self, num: GenNum) -> bool {
+    pub(super) fn recovers_for(&self, num: GenNum) -> bool {
         let current = self.core.membership.current().generation.num;
-        num == current && !self.serves() && !self.switch_waits()
+        num == current && self.core.membership.may_recover() && !self.switch_waits()
     }
 
     /// The donor committed it, next in its commit order (TLA+ `Replay`).
@@ -59,6 +63,10 @@ impl Node<'_> {
     ) -> Result<(), Misuse> {
         if !self.recovers_for(num) {
             out.push(Effect::Hold(gid));
+            return Ok(());
+        }
+        if self.is_forgotten(&gid) {
+            out.push(Effect::Skip(gid));
             return Ok(());
         }
         let entry = self.table.entry(gid, || Entry::new(Role::Peer(Participant::new())))?;
@@ -90,20 +98,20 @@ impl Node<'_> {
         }
         if apply {
             // The table says more than the disk until it is done: no switch meanwhile.
-            self.enter_barrier();
+            self.begin_recovery_work();
         }
         Ok(())
     }
 
     /// Rolls back an undecided transaction without any outcome: from here on this node lacks it.
     pub(super) fn drop_undecided(&mut self, gid: Gid, out: &mut Outbox<Effect>) {
-        let undecided = !self.serves() && matches!(
+        let undecided = self.core.membership.may_recover() && matches!(
             self.table.get_mut(&gid),
             Some(Entry { role: Role::Peer(peer), .. }) if peer.is_undecided()
         );
         if undecided {
             self.table.remove(&gid);
-            self.enter_barrier();
+            self.begin_recovery_work();
             out.push(Effect::DropPrepared(gid));
         }
     }
@@ -116,7 +124,7 @@ impl Node<'_> {
         gid: Gid,
         accepted_abort: bool,
     ) -> Result<(), Misuse> {
-        if !self.recovers_for(num) {
+        if !self.recovers_for(num) || self.is_forgotten(&gid) {
             return Ok(());
         }
         let accepted = accepted_abort && !self.planted(Bug::ForgetAbort);
@@ -147,9 +155,15 @@ impl Node<'_> {
         }
     }
 
+    fn begin_recovery_work(&mut self) {
+        self.enter_barrier();
+        self.core.recovery_work += 1;
+    }
+
     /// What recovery asked for is durable: the table and the disk agree again.
     pub(super) fn recovery_done(&mut self, now: Instant, gid: Gid, out: &mut Outbox<Effect>) {
         self.leave_barrier();
+        self.core.recovery_work = self.core.recovery_work.saturating_sub(1);
         self.watch(now);
         let Some(entry) = self.table.get_mut(&gid) else { return };
         let Role::Peer(peer) = &mut entry.role else { return };
@@ -178,7 +192,7 @@ impl Node<'_> {
         if entry.role != wanted {
             // Not before it is done may it be committed or rolled back.
             entry.role = Role::Peer(Participant::installing());
-            self.enter_barrier();
+            self.begin_recovery_work();
             out.push(Effect::Install(gid, accepted_abort));
         }
     }

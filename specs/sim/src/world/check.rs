@@ -5,6 +5,9 @@ use crate::oracle::Told;
 use mtm_core::Gid;
 use mtm_node::{Node, Role};
 
+/// Rows that only the last transactions write.
+pub(super) const PROBE_ROW: u8 = 240;
+
 impl World {
     /// A decided commit is held by every node ONLINE in the deciding or a later generation
     /// (TLA+ `OnlineHoldsAll`).
@@ -79,8 +82,32 @@ impl World {
         }
     }
 
+    pub(super) fn measure_table(&mut self, i: usize) {
+        let host = &mut self.hosts[i];
+        let machine = Node::new(&mut host.core, &mut host.slots);
+        let size = machine.transactions().count() as u64;
+        self.coverage.table_max = self.coverage.table_max.max(size);
+    }
+
+    /// In the end every node has forgotten every transaction.
+    pub(super) fn forgotten(&mut self) -> Result<(), String> {
+        for i in 0..self.hosts.len() {
+            let host = &mut self.hosts[i];
+            let machine = Node::new(&mut host.core, &mut host.slots);
+            if let Some((gid, entry)) = machine.transactions().next() {
+                return Err(format!("n{} does not forget {gid}: {entry:?}", i + 1));
+            }
+        }
+        let probes = PROBE_ROW..PROBE_ROW + self.hosts.len() as u8;
+        let unwritten = probes.into_iter().find(|row| !self.hosts[0].db.rows.contains_key(row));
+        match unwritten {
+            Some(row) => Err(format!("the last transaction of row {row} is not there")),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn final_checks(&mut self) {
-        if let Err(what) = self.converged() {
+        if let Err(what) = self.converged().and_then(|()| self.forgotten()) {
             self.oracle.violated("FinallyWorks", what);
             return;
         }

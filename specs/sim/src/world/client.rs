@@ -1,9 +1,11 @@
 //! Clients and the backends that run their transactions.
 
 use super::host::Backend;
+use super::check::PROBE_ROW;
 use super::{Op, World};
 use crate::database::Owner;
 use crate::oracle::Told;
+use crate::plan::Transaction;
 use mtm_core::{Gid, Xid};
 use mtm_node::{Input, Outcome};
 
@@ -14,6 +16,22 @@ impl World {
             self.coverage.refused += 1;
             return;
         }
+        self.start(t);
+    }
+
+    /// When everything is quiet again, every node commits one more transaction.
+    pub(super) fn probe(&mut self) {
+        self.probed = true;
+        for node in 0..self.hosts.len() {
+            let keys = vec![PROBE_ROW + node as u8];
+            if self.hosts[0].db.rows.contains_key(&keys[0]) {
+                continue;
+            }
+            self.start(Transaction { at_us: 0, node, keys, think_us: 10, patience_us: u64::from(u32::MAX) });
+        }
+    }
+
+    fn start(&mut self, t: Transaction) {
         let id = self.hosts[t.node].next_xid;
         self.hosts[t.node].next_xid += 1;
         let backend =

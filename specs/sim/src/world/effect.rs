@@ -130,9 +130,7 @@ impl World {
 
     fn online(&mut self, i: usize, _num: GenNum) {
         self.coverage.switches += 1;
-        if self.hosts[i].recovery.take().is_some() {
-            self.coverage.recoveries += 1;
-        }
+        self.hosts[i].recovery = None;
         self.op(i, 0, Op::Poll);
     }
 

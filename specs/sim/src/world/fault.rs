@@ -4,7 +4,7 @@ use super::{Op, World, node};
 use crate::oracle::Told;
 use crate::plan::Fault;
 use mtm_core::Gid;
-use mtm_node::{Found, Input};
+use mtm_node::Input;
 
 impl World {
     pub(super) fn fault(&mut self, fault: Fault) {
@@ -58,22 +58,10 @@ impl World {
 
     /// Behind the fence: the machine is told what redo and the WAL say of every transaction.
     pub(super) fn scan(&mut self, i: usize) {
-        let db = &self.hosts[i].db;
-        let mut found: Vec<(Gid, Found)> = Vec::new();
-        for gid in &db.committed {
-            found.push((*gid, Found::Committed));
+        let (forgotten, found) = self.hosts[i].db.scan(node(i));
+        if let Some(forgotten) = forgotten {
+            self.feed(i, Input::Forgotten(forgotten));
         }
-        for gid in db.prepared.keys() {
-            let accepted = db.accepted.contains(gid);
-            found.push((*gid, if accepted { Found::AbortAccepted { prepared: true } } else { Found::Prepared }));
-        }
-        let lost: Vec<Gid> = db.lost_own(node(i)).collect();
-        for gid in &db.accepted {
-            if !db.holds(gid) && !lost.contains(gid) {
-                found.push((*gid, Found::AbortAccepted { prepared: false }));
-            }
-        }
-        found.extend(lost.iter().map(|gid| (*gid, Found::AnnouncedOnly)));
         for (gid, found) in found {
             self.feed(i, Input::Found { gid, found });
         }

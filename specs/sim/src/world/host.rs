@@ -19,7 +19,7 @@ const TIMING: Timing = Timing {
     recovery_limit_us: 3_000_000,
 };
 /// Places in the table of transactions.
-const SLOTS: usize = 512;
+const SLOTS: usize = 128;
 
 /// A backend that runs a client's transaction.
 #[derive(Clone, Debug)]

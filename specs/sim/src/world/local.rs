@@ -2,9 +2,9 @@
 
 use super::{Op, Packet, Then, World};
 use crate::database::{Change, Owner, Record};
-use mtm_core::Token;
+use mtm_core::{Token, Xid};
 use mtm_generations as generations;
-use mtm_node::Input;
+use mtm_node::{Input, Node};
 
 /// How often a host looks at its connections.
 const POLL_US: u64 = 20_000;
@@ -29,9 +29,33 @@ impl World {
                 self.poll_streams(i);
                 self.deliver_held(i);
                 self.catch_up(i);
+                self.keep_house(i);
+                self.measure_table(i);
                 self.op(i, POLL_US, Op::Poll);
             }
             Op::ScanDone => self.scan(i),
+        }
+    }
+
+    /// Says which own numbers are used up; now and then writes a syncpoint and a checkpoint.
+    fn keep_house(&mut self, i: usize) {
+        if self.hosts[i].core.membership().is_fenced() {
+            return;
+        }
+        let host = &self.hosts[i];
+        let running = host.backends.iter().find(|(_, b)| b.gid.is_none()).map(|(id, _)| *id);
+        self.feed(i, Input::Horizon(Xid(running.unwrap_or(host.next_xid))));
+        if self.rng.chance(20) {
+            let host = &mut self.hosts[i];
+            let machine = Node::new(&mut host.core, &mut host.slots);
+            let forgotten = *machine.forgotten();
+            let remembered: Option<Vec<_>> = machine.remembered().map(Iterator::collect);
+            let start = host.db.wal.len();
+            self.append_soon(i, Record::Syncpoint(forgotten), Then::Nothing);
+            if let Some(remembered) = remembered {
+                let checkpoint = Record::Checkpoint { start, forgotten, remembered };
+                self.append_soon(i, checkpoint, Then::Nothing);
+            }
         }
     }
 
@@ -105,6 +129,7 @@ impl World {
                 self.feed(i, Input::Generation(generations::Input::ParallelSafe(num)));
             }
             Then::RecoveryDone(gid) => self.task_done(i, gid),
+            Then::Nothing => {}
         }
     }
 
@@ -126,7 +151,9 @@ impl World {
             | Record::Prepare(..)
             | Record::AcceptAbort(_)
             | Record::Install(..)
-            | Record::ParallelSafe(..) => return,
+            | Record::ParallelSafe(..)
+            | Record::Syncpoint(_)
+            | Record::Checkpoint { .. } => return,
         }
         host.locks_changed = true;
     }

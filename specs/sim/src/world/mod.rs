@@ -17,7 +17,7 @@ use crate::rng::Rng;
 use host::Host;
 use mtm_core::{GenNum, Gid, Instant, Machine, NodeId, NodeSet, Outbox, Token};
 use mtm_generations as generations;
-use mtm_node::{Input, Node, PeerMessage};
+use mtm_node::{Effect, Input, Node, PeerMessage};
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 
@@ -50,6 +50,8 @@ pub struct Coverage {
     pub installed: u64,
     /// See `replayed`.
     pub dropped: u64,
+    /// The most transactions in one node's table at once.
+    pub table_max: u64,
     /// Commits decided by settlement in a later generation.
     pub settled_commits: u64,
     /// Aborts decided by settlement in a later generation.
@@ -61,7 +63,7 @@ impl Coverage {
     pub fn add(&mut self, o: &Self) {
         let Self {
             histories, steps, committed, aborted, unknown, refused, crashes, lost_messages,
-            switches, recoveries, replayed, installed, dropped, settled_commits, settled_aborts,
+            switches, recoveries, replayed, installed, dropped, table_max, settled_commits, settled_aborts,
         } = self;
         *histories += o.histories;
         *steps += o.steps;
@@ -76,6 +78,7 @@ impl Coverage {
         *replayed += o.replayed;
         *installed += o.installed;
         *dropped += o.dropped;
+        *table_max = o.table_max.max(*table_max);
         *settled_commits += o.settled_commits;
         *settled_aborts += o.settled_aborts;
     }
@@ -111,6 +114,7 @@ pub(crate) enum Then {
     Finished(Gid),
     ParallelSafe(GenNum),
     RecoveryDone(Gid),
+    Nothing,
 }
 
 /// Something that goes on inside one host.
@@ -156,6 +160,8 @@ pub(crate) struct World {
     cut: Vec<Vec<bool>>,
     loss_percent: u64,
     healing: bool,
+    /// After healing every node has run one more transaction.
+    probed: bool,
     oracle: Oracle,
     coverage: Coverage,
     trace: Fnv,
@@ -190,6 +196,7 @@ impl World {
             cut: vec![vec![false; n]; n],
             loss_percent: 0,
             healing: false,
+            probed: false,
             oracle: Oracle::default(),
             coverage: Coverage { histories: 1, ..Coverage::default() },
             trace: Fnv::default(),
@@ -219,7 +226,10 @@ impl World {
             }
             if self.healing && at >= next_look {
                 if self.converged().is_ok() {
-                    break;
+                    if self.probed && self.forgotten().is_ok() {
+                        break;
+                    }
+                    self.probe();
                 }
                 next_look = at + 50_000;
             }
@@ -311,7 +321,12 @@ impl World {
         let mut machine = Node::new(&mut host.core, &mut host.slots);
         let result = machine.step(self.now, input, &mut out);
         // What a ParallelSafe record says is taken in the same step (the driver holds the lock).
-        let held: Vec<(Gid, bool)> = machine.held().collect();
+        let safe = |e: &Effect| matches!(e, Effect::WriteParallelSafe(_));
+        let held: Vec<(Gid, bool)> = if out.as_slice().iter().any(safe) {
+            machine.held().collect()
+        } else {
+            Vec::new()
+        };
         if let Err(misuse) = result {
             self.oracle.violated("NoMisuse", format!("n{}: {input:?}: {misuse}", i + 1));
             return;

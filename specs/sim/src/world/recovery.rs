@@ -58,6 +58,12 @@ impl World {
         }
         recovery.at += 1;
         let record = self.hosts[donor].db.wal[at].clone();
+        if let Record::Syncpoint(below) = record {
+            if self.hosts[i].finishing.is_empty() {
+                self.feed(i, Input::Syncpoint { num, below });
+            }
+            return true;
+        }
         let (Record::Commit(gid, _) | Record::CommitPrepared(gid, _)) = record else { return true };
         // In the donor's order: the one before must be done, also if it was prepared here.
         if !self.hosts[i].finishing.is_empty() {
@@ -100,6 +106,8 @@ impl World {
         }
         let done = self.hosts[i].recovery.as_ref().is_some_and(|r| r.reconciled);
         if done {
+            self.hosts[i].recovery = None;
+            self.coverage.recoveries += 1;
             self.feed(i, Input::Generation(generations::Input::Recovered(num)));
             return false;
         }

@@ -23,13 +23,22 @@ pub struct Entry {
     pub settlement: Option<Settlement>,
     /// When to ask again.
     pub retry_at: Instant,
-    /// The recovery in which it was found in the donor's undecided set.
-    pub(crate) in_donors_set: GenNum,
+    /// What the donor of the last recovery said of it.
+    pub(crate) donors_word: Option<DonorsWord>,
+}
+
+/// The donor held the transaction undecided at its ParallelSafe.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct DonorsWord {
+    /// In this generation.
+    pub(crate) num: GenNum,
+    /// It had accepted abort.
+    pub(crate) accepted: bool,
 }
 
 impl Entry {
     pub(crate) const fn new(role: Role) -> Self {
-        Self { role, settlement: None, retry_at: Instant(0), in_donors_set: GenNum(0) }
+        Self { role, settlement: None, retry_at: Instant(0), donors_word: None }
     }
 
     /// What this node reports when it is asked in a later generation.
@@ -82,7 +91,7 @@ impl Entry {
                 Role::Own(c) => {
                     c.state() == CoordinatorState::GivenUp || !c.missing().is_empty()
                 }
-                Role::Peer(p) => p.is_undecided(),
+                Role::Peer(p) => p.is_undecided() || p.state() == ParticipantState::AbortAccepted(false),
             }
     }
 

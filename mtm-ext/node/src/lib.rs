@@ -12,7 +12,11 @@ mod node;
 mod peer_message;
 pub mod table;
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
+
 pub use conflict::{Verdict, judge};
 pub use entry::{Entry, Role};
-pub use node::{Bug, Core, Effect, Found, Input, Misuse, Node, Outcome, Rejection};
+pub use node::{Below, Bug, Core, Effect, Found, Input, Misuse, Node, Outcome, Rejection};
 pub use peer_message::PeerMessage;

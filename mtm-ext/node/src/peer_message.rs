@@ -4,7 +4,7 @@
 //! bytes. A message may be lost, doubled, delayed and reordered; whoever waits asks again.
 
 use mtm_core::wire::{DecodeError, DecodeErrorKind, Reader, Writer};
-use mtm_core::{GenNum, Gid};
+use mtm_core::{GenNum, Gid, MAX_NODES, Xid};
 use mtm_paxos::commit::{Decree, Report};
 
 /// A message from one node's machine to another's.
@@ -36,6 +36,16 @@ pub enum PeerMessage {
     AskAbortIn(Gid, GenNum),
     /// The sender, ONLINE in this generation, has durably accepted abort.
     AbortAcceptedIn(Gid, GenNum),
+    /// The sender, ONLINE in this generation, has finished everything of each origin below these
+    /// numbers.
+    Progress {
+        /// The generation.
+        num: GenNum,
+        /// The sender has transactions to forget and wants to know the receiver's progress.
+        busy: bool,
+        /// By origin.
+        below: [Xid; MAX_NODES as usize],
+    },
 }
 
 const REPORTS: [(u8, Report); 6] = [
@@ -51,6 +61,15 @@ impl PeerMessage {
     /// Appends the message's bytes: a tag, the gid, and what the variant adds.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let mut w = Writer::new(out);
+        if let Self::Progress { num, busy, below } = self {
+            w.u8(b'w');
+            w.u64(num.0);
+            w.u8(u8::from(*busy));
+            for xid in below {
+                w.u64(xid.0);
+            }
+            return;
+        }
         let mut tagged = |tag: u8, gid: &Gid, generation: Option<GenNum>| {
             w.u8(tag);
             gid.encode(&mut w);
@@ -77,6 +96,7 @@ impl PeerMessage {
                 let tag = REPORTS.iter().find(|(_, r)| r == report).map_or(b'?', |(t, _)| *t);
                 w.u8(tag);
             }
+            Self::Progress { .. } => {}
         }
     }
 
@@ -88,6 +108,11 @@ impl PeerMessage {
         let mut r = Reader::new(bytes);
         let unknown = r.error(DecodeErrorKind::Unknown("message tag"));
         let tag = r.u8()?;
+        if tag == b'w' {
+            let progress = Self::decode_progress(&mut r)?;
+            r.finish()?;
+            return Ok(progress);
+        }
         let gid = Gid::decode(&mut r)?;
         let message = match tag {
             b'P' => Self::Prepared(gid),
@@ -116,8 +141,23 @@ impl PeerMessage {
         Ok(message)
     }
 
-    /// The transaction it is about.
-    pub const fn gid(&self) -> Gid {
+    fn decode_progress(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let num = GenNum(r.u64()?);
+        let range = r.error(DecodeErrorKind::Range("flag"));
+        let busy = match r.u8()? {
+            0 => false,
+            1 => true,
+            _ => return Err(range),
+        };
+        let mut below = [Xid(0); MAX_NODES as usize];
+        for xid in &mut below {
+            *xid = Xid(r.u64()?);
+        }
+        Ok(Self::Progress { num, busy, below })
+    }
+
+    /// The transaction it is about, if it is about one.
+    pub const fn gid(&self) -> Option<Gid> {
         match self {
             Self::Prepared(gid)
             | Self::Refused(gid)
@@ -131,7 +171,8 @@ impl PeerMessage {
             | Self::AskReport(gid, _)
             | Self::Report(gid, ..)
             | Self::AskAbortIn(gid, _)
-            | Self::AbortAcceptedIn(gid, _) => *gid,
+            | Self::AbortAcceptedIn(gid, _) => Some(*gid),
+            Self::Progress { .. } => None,
         }
     }
 }
@@ -139,11 +180,11 @@ impl PeerMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mtm_core::{NodeId, Xid};
+    use mtm_core::NodeId;
     use proptest::prelude::*;
 
     fn any_message() -> impl Strategy<Value = PeerMessage> {
-        (1u8..=16, any::<u64>(), any::<u64>(), any::<u64>(), 0u8..14, 0usize..6).prop_map(
+        (1u8..=16, any::<u64>(), any::<u64>(), any::<u64>(), 0u8..15, 0usize..6).prop_map(
             |(n, x, g, in_g, which, report)| {
                 let origin = NodeId::new(n).unwrap();
                 let gid = Gid { origin, xid: Xid(x), generation: GenNum(g) };
@@ -162,6 +203,11 @@ mod tests {
                     10 => PeerMessage::AskReport(gid, g),
                     11 => PeerMessage::AskAbortIn(gid, g),
                     12 => PeerMessage::AbortAcceptedIn(gid, g),
+                    13 => {
+                        let mut below = [Xid(0); MAX_NODES as usize];
+                        below[report] = Xid(x);
+                        PeerMessage::Progress { num: g, busy: n % 2 == 0, below }
+                    }
                     _ => PeerMessage::Report(gid, g, REPORTS[report].1),
                 }
             },

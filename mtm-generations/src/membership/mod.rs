@@ -270,6 +270,16 @@ impl Membership {
         !self.fenced && self.status_in_generation() == StatusInGeneration::Online
     }
 
+    /// Whether what a donor says may still be taken over: until recovery was declared complete,
+    /// and by a node that is no member and catches up.
+    pub fn may_recover(&self) -> bool {
+        match self.status_in_generation() {
+            StatusInGeneration::Dead => true,
+            StatusInGeneration::Recovery => self.stage == Stage::Filling,
+            StatusInGeneration::Online => false,
+        }
+    }
+
     /// Members of the current generation known to be ONLINE in it (TLA+: `Online(m)` and
     /// `curGen[m]` is the generation).
     pub fn members_online(&self) -> NodeSet {

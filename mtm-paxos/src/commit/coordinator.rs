@@ -104,6 +104,11 @@ impl Coordinator {
         }
     }
 
+    /// Whether the decided outcome survives a crash.
+    pub const fn is_durable(&self) -> bool {
+        matches!(self.state, CoordinatorState::Committed | CoordinatorState::Aborted)
+    }
+
     /// A transaction found announced after a restart without a commit record: its rows are lost
     /// and it is refused for good (design section 2, "Not restorable").
     pub const fn found_refused(gid: Gid, members: NodeSet) -> Self {

@@ -90,6 +90,11 @@ impl Participant {
         Self { state: ParticipantState::AbortAccepted(prepared) }
     }
 
+    /// A transaction that recovery is about to prepare with a donor's rows.
+    pub const fn installing() -> Self {
+        Self { state: ParticipantState::Preparing(false) }
+    }
+
     /// A transaction that was finished before a restart.
     pub const fn found_finished(decree: Decree) -> Self {
         match decree {
@@ -274,11 +279,11 @@ impl Participant {
 
     /// Recovery says that the transaction is committed, however it stands here. True if the
     /// prepared one is to be committed, false if its rows must be applied first (or nothing is to
-    /// be done because it is finished).
+    /// be done because it is finished). Then call [`Self::finished`].
     pub fn replayed(&mut self) -> bool {
         let prepared = self.is_undecided();
-        if !matches!(self.state, ParticipantState::Committing | ParticipantState::Committed) {
-            self.state = if prepared { ParticipantState::Committing } else { ParticipantState::Committed };
+        if self.state != ParticipantState::Committed {
+            self.state = ParticipantState::Committing;
         }
         prepared
     }

@@ -1,1 +1,17 @@
-//! Deterministic simulator.
+//! Deterministic simulator: whole clusters of [`mtm_node::Node`] over simulated databases,
+//! disks and networks. One seed is one history.
+//!
+//! What is simulated is what runs: the simulator plays the driver (PostgreSQL in production) and
+//! nothing else. After every step the invariants of `specs/tla/Multimaster.tla` are checked from
+//! outside, by somebody who sees everything.
+#![forbid(unsafe_code)]
+
+mod database;
+mod oracle;
+mod plan;
+mod rng;
+mod world;
+
+pub use oracle::Violation;
+pub use plan::{Fault, Plan, Shape, Slowness, Transaction};
+pub use world::{Coverage, Verdict, run};

@@ -1,5 +1,20 @@
 //! Rules that can be broken on purpose, each with the name it has in the specification.
 
+impl Bug {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::NoBarrier,
+        Self::DecideRace,
+        Self::SwitchKeep,
+        Self::NoFence,
+        Self::EarlyAbort,
+        Self::NoFlush,
+        Self::StaleAbort,
+        Self::CommitMissing,
+        Self::ForgetAbort,
+    ];
+}
+
 /// A broken rule. Without the feature `planted-bugs` none can be switched on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Bug {

@@ -1,5 +1,6 @@
 //! What may happen to a node and what it asks its driver to do.
 
+use super::retention::Below;
 use crate::peer_message::PeerMessage;
 use crate::table::TableFull;
 use mtm_core::{GenNum, Gid, NodeId, NodeSet, Token, Xid};
@@ -17,6 +18,8 @@ pub enum Found {
     },
     /// Its commit record.
     Committed,
+    /// Its abort was decided; only from what the node itself remembered, never from a rollback.
+    Aborted,
     /// An announcement of this node without a commit record: its rows are lost.
     AnnouncedOnly,
 }
@@ -30,6 +33,8 @@ pub enum Input {
     Announce(Xid),
     /// The announcement is in the WAL, not necessarily durable.
     AnnouncementWritten(Gid),
+    /// The announcement could not be written; nothing of it is in the WAL.
+    AnnouncementFailed(Gid),
     /// The announcement is durable.
     AnnouncementDurable(Gid),
     /// The client, a timeout or a lost member wants the own transaction aborted.
@@ -56,18 +61,38 @@ pub enum Input {
         holder: Gid,
     },
     /// While recovering: the donor committed this transaction, next in its commit order.
-    Replay(Gid),
+    Replay {
+        /// For this generation; what belongs to another one is not heeded.
+        num: GenNum,
+        /// The transaction.
+        gid: Gid,
+    },
     /// While recovering: this undecided transaction conflicts with a replayed one.
     Drop(Gid),
     /// While recovering: as of its ParallelSafe the donor held this transaction undecided.
     DonorHolds {
+        /// For this generation.
+        num: GenNum,
         /// The transaction.
         gid: Gid,
         /// The donor had accepted abort.
         accepted_abort: bool,
     },
-    /// While recovering: that was the donor's whole undecided set.
-    DonorHoldsNoMore,
+    /// While recovering for this generation: that was the donor's whole undecided set.
+    DonorHoldsNoMore(GenNum),
+    /// What `ApplyCommitted`, `Install` or `DropPrepared` asked for is durable.
+    RecoveryDone(Gid),
+    /// No own transaction with a number below this will be announced any more.
+    Horizon(Xid),
+    /// While recovering: the donor wrote this syncpoint here, after everything replayed so far.
+    Syncpoint {
+        /// For this generation.
+        num: GenNum,
+        /// The donor's [`super::Node::forgotten`].
+        below: Below,
+    },
+    /// While fenced: what [`super::Node::forgotten`] was when it was last saved.
+    Forgotten(Below),
     /// While fenced: something the WAL says.
     Found {
         /// The transaction.
@@ -153,7 +178,8 @@ pub enum Effect {
     Hold(Gid),
     /// Write PREPARE and flush it, then `PrepareDurable` or `ApplyFailed`.
     WritePrepare(Gid),
-    /// Roll back what was applied.
+    /// Stop applying and roll back what was applied. May come while the worker still applies or
+    /// waits for a row; if it asks `TryPrepare` nevertheless, it gets this answer again.
     Discard(Gid),
     /// Write the acceptance of abort and flush it, then `AbortDurable`.
     WriteAbort(Gid),
@@ -161,14 +187,17 @@ pub enum Effect {
     CommitPrepared(Gid),
     /// ROLLBACK PREPARED, then `Finished`.
     RollbackPrepared(Gid),
-    /// Recovery: apply the transaction's rows and commit them; drop whoever stands in the way.
+    /// Recovery: apply the transaction's rows and commit them, then `RecoveryDone`; `Drop` whoever
+    /// is prepared and stands in the way.
     ApplyCommitted(Gid),
-    /// Recovery: roll back a prepared transaction without any outcome.
+    /// Recovery: roll back a prepared transaction without any outcome, then `RecoveryDone`.
     DropPrepared(Gid),
     /// Recovery: prepare the transaction with the donor's rows unless it is prepared already, and
-    /// journal whether abort is accepted, replacing what the journal said (specs/adr/0100).
+    /// journal whether abort is accepted, replacing what the journal said (specs/adr/0100); then
+    /// `RecoveryDone`.
     Install(Gid, bool),
-    /// Write ParallelSafe and flush it, then `generations::Input::ParallelSafe`.
+    /// Write ParallelSafe with [`super::Node::held`], taken in this very step, and flush it, then
+    /// `generations::Input::ParallelSafe`.
     WriteParallelSafe(GenNum),
     /// Recover from one of the donors.
     StartRecovery {
@@ -198,9 +227,6 @@ pub enum Misuse {
     /// The input speaks of a transaction that is not in the table.
     #[error("transaction {0} is not in the table")]
     UnknownTransaction(Gid),
-    /// Recovery inputs on a node that is ONLINE.
-    #[error("an online node does not recover")]
-    NotRecovering,
     /// Restart inputs on a node that is not fenced.
     #[error("the node is not fenced")]
     NotFenced,

@@ -10,11 +10,14 @@ mod io;
 mod own;
 mod peers;
 mod recovery;
+mod retention;
 mod retry;
 mod settle;
 
 pub use bug::Bug;
 pub use io::{Effect, Found, Input, Misuse, Outcome, Rejection};
+pub use retention::Below;
+use retention::Retention;
 
 use crate::entry::{Entry, Role};
 use crate::peer_message::PeerMessage;
@@ -22,7 +25,7 @@ use crate::table::{Slot, Table};
 use mtm_core::{Gid, Instant, Machine, NodeId, NodeSet, Outbox};
 use mtm_generations as generations;
 use mtm_generations::{Membership, StatusInGeneration};
-use mtm_paxos::commit::CoordinatorState;
+use mtm_paxos::commit::{CoordinatorState, ParticipantState, Report};
 
 /// The fixed-size part of a node's state.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -33,8 +36,11 @@ pub struct Core {
     in_barrier: u32,
     /// Own transactions that are decided but whose commit record is not durable.
     deciding: u32,
+    /// What recovery has asked for and is not durable yet.
+    recovery_work: u32,
     retry_us: u64,
     next_retry: Option<Instant>,
+    retention: Retention,
     #[cfg(feature = "planted-bugs")]
     planted: Option<Bug>,
 }
@@ -46,8 +52,10 @@ impl Core {
             membership,
             in_barrier: 0,
             deciding: 0,
+            recovery_work: 0,
             retry_us,
             next_retry: None,
+            retention: Retention::new(),
             #[cfg(feature = "planted-bugs")]
             planted: None,
         }
@@ -56,8 +64,13 @@ impl Core {
     /// Breaks one rule, for tests of the tests.
     #[cfg(feature = "planted-bugs")]
     #[must_use]
-    pub const fn with_bug(mut self, bug: Option<Bug>) -> Self {
+    pub fn with_bug(mut self, bug: Option<Bug>) -> Self {
         self.planted = bug;
+        if bug == Some(Bug::NoFence) && self.membership.is_fenced() {
+            let fall = generations::Input::Fenced(false);
+            let step = self.membership.step(Instant(0), fall, &mut Outbox::new());
+            assert!(step.is_ok(), "the fence may always fall");
+        }
         self
     }
 
@@ -93,6 +106,52 @@ impl<'a> Node<'a> {
     /// One transaction.
     pub fn transaction(&mut self, gid: &Gid) -> Option<Entry> {
         self.table.get_mut(gid).copied()
+    }
+
+    /// What a ParallelSafe record says of this node: transactions of others that it may still
+    /// commit, and whether it has accepted abort. One that is being committed counts as held,
+    /// since its commit record may come after ParallelSafe.
+    pub fn held(&self) -> impl Iterator<Item = (Gid, bool)> {
+        self.table.iter().filter_map(|(gid, entry)| match &entry.role {
+            Role::Peer(p) if p.is_undecided() => {
+                Some((*gid, p.state() != ParticipantState::Prepared))
+            }
+            Role::Peer(p) if p.state() == ParticipantState::Committing => Some((*gid, false)),
+            Role::Peer(_) | Role::Own(_) => None,
+        })
+    }
+
+    /// What a restart must know of transactions that have left no trace in the server itself: for
+    /// the driver to save together with [`Self::forgotten`], and to give back as `Found`. `None`
+    /// while recovery's work is under way, which could not be told from finished work: ask later.
+    pub fn remembered(&self) -> Option<impl Iterator<Item = (Gid, Found)>> {
+        if self.core.recovery_work > 0 {
+            return None;
+        }
+        Some(self.table.iter().filter_map(|(gid, entry)| {
+            let found = match &entry.role {
+                Role::Own(c) => match c.state() {
+                    CoordinatorState::Committed => Found::Committed,
+                    CoordinatorState::Aborted => Found::Aborted,
+                    // The commit log knows about one that is being committed.
+                    _ => Found::AnnouncedOnly,
+                },
+                Role::Peer(p) => match p.state() {
+                    ParticipantState::Committing | ParticipantState::Committed => Found::Committed,
+                    ParticipantState::Aborted => Found::Aborted,
+                    // Still prepared, perhaps: then the restarted node must not hold it.
+                    ParticipantState::RollingBack => Found::AbortAccepted { prepared: true },
+                    ParticipantState::AbortPending(prepared)
+                    | ParticipantState::AbortAccepted(prepared) => Found::AbortAccepted { prepared },
+                    ParticipantState::Unknown
+                    | ParticipantState::Applying
+                    | ParticipantState::Preparing(_)
+                    | ParticipantState::Prepared
+                    | ParticipantState::Refused => return None,
+                },
+            };
+            Some((*gid, found))
+        }))
     }
 
     /// Whether the barrier is free: nobody is between the check and the WAL.
@@ -170,8 +229,14 @@ impl<'a> Node<'a> {
         self.give_up_own(out);
         self.generation(now, generations::Input::Switch, out)?;
         // What was only being applied is not prepared any more: ParallelSafe comes next.
-        let older = self.core.membership.current().generation.num;
-        self.table.retain(|gid, entry| gid.generation >= older || !entry.is_only_applying());
+        let num = self.core.membership.current().generation.num;
+        let gone = |(gid, e): &(&Gid, &Entry)| gid.generation < num && e.is_only_applying();
+        let gone: smallvec::SmallVec<[Gid; 32]> =
+            self.table.iter().filter(gone).map(|(gid, _)| *gid).collect();
+        for gid in gone {
+            self.table.remove(&gid);
+            out.push(Effect::Discard(gid));
+        }
         self.watch(now);
         Ok(())
     }
@@ -227,7 +292,9 @@ impl Machine for Node<'_> {
         match input {
             Input::Generation(input) => self.generation(now, input, out)?,
             Input::Announce(xid) => self.announce(now, xid, out)?,
-            Input::AnnouncementWritten(gid) => self.announcement_written(gid)?,
+            // It may be aborted and forgotten by now: the driver was still writing.
+            Input::AnnouncementWritten(_) => self.leave_barrier(),
+            Input::AnnouncementFailed(gid) => self.announcement_failed(gid),
             Input::AnnouncementDurable(gid) => self.announcement_durable(gid, out),
             Input::Cancel(gid) => self.cancel(gid, out),
             Input::CommitDurable(gid) => self.commit_durable(now, gid, out)?,
@@ -235,25 +302,36 @@ impl Machine for Node<'_> {
             Input::TryPrepare(gid) => self.try_prepare(gid, out),
             Input::PrepareDurable(gid) => self.prepare_durable(now, gid, out)?,
             Input::ApplyFailed(gid) => self.apply_failed(now, gid, out),
-            Input::AbortDurable(gid) => self.abort_durable(now, gid, out)?,
+            Input::AbortDurable(gid) => self.abort_durable(now, gid, out),
             Input::Finished(gid) => self.finished(gid, out),
             Input::Conflict { waiter, holder } => self.conflict(waiter, holder, out),
-            Input::Replay(gid) => self.replay(gid, out)?,
+            Input::Replay { num, gid } => self.replay(num, gid, out)?,
             Input::Drop(gid) => self.drop_undecided(gid, out),
-            Input::DonorHolds { gid, accepted_abort } => {
-                self.donor_holds(gid, accepted_abort, out)?;
+            Input::DonorHolds { num, gid, accepted_abort } => {
+                self.donor_holds(num, gid, accepted_abort)?;
             }
-            Input::DonorHoldsNoMore => self.donor_holds_no_more(out),
+            Input::Horizon(xid) => {
+                self.core.retention.horizon = xid.max(self.core.retention.horizon);
+            }
+            Input::Syncpoint { num, below } => self.syncpoint(num, &below, out),
+            Input::Forgotten(below) => self.core.retention.forget(&below),
+            Input::RecoveryDone(gid) => self.recovery_done(now, gid, out),
+            Input::DonorHoldsNoMore(num) => self.donor_holds_no_more(num, out),
             Input::Found { gid, found } => self.found(gid, found)?,
             Input::ScanComplete => self.scan_complete(now, out)?,
             Input::Message { from, message } => self.message(now, from, message, out)?,
         }
         self.retry(now, out);
+        self.retain(now, out);
         self.try_switch(now, out)
     }
 
     fn deadline(&self) -> Option<Instant> {
-        [self.core.membership.deadline(), self.core.next_retry].into_iter().flatten().min()
+        let progress = self.core.retention.deadline().filter(|_| self.serves());
+        [self.core.membership.deadline(), self.core.next_retry, progress]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
 
@@ -281,6 +359,10 @@ impl Node<'_> {
             PeerMessage::Query(gid) => self.queried(now, from, gid, out)?,
             PeerMessage::Undecided(_) => {}
             PeerMessage::AskReport(gid, num) => self.report_asked(from, gid, num, out),
+            PeerMessage::Report(gid, num, Report::Forgotten) => {
+                self.forgotten_elsewhere(gid, num, out);
+            }
+            PeerMessage::Progress { num, busy, below } => self.progress(from, num, busy, &below),
             PeerMessage::Report(gid, num, report) => self.reported(from, gid, num, report, out),
             PeerMessage::AbortAcceptedIn(gid, num) => self.accepted_in(from, gid, num, out),
         }

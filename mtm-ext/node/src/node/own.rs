@@ -45,13 +45,15 @@ impl Node<'_> {
         Ok(())
     }
 
-    pub(super) fn announcement_written(&mut self, gid: Gid) -> Result<(), Misuse> {
-        self.coordinator(gid).ok_or(Misuse::UnknownTransaction(gid))?;
+
+    /// Nobody can have heard of it.
+    pub(super) fn announcement_failed(&mut self, gid: Gid) {
         self.leave_barrier();
-        Ok(())
+        self.table.remove(&gid);
     }
 
     pub(super) fn announcement_durable(&mut self, gid: Gid, out: &mut Outbox<Effect>) {
+        self.core.retention.announced(gid.xid);
         let step = self.coordinator(gid).map(Coordinator::announced);
         self.own_step(gid, step, out);
     }

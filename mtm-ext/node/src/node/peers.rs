@@ -26,7 +26,7 @@ impl Node<'_> {
         out: &mut Outbox<Effect>,
     ) -> Result<(), Misuse> {
         let current = self.core.membership.current().generation;
-        if gid.generation < current.num || gid.origin == self.me() {
+        if gid.generation < current.num || gid.origin == self.me() || self.is_forgotten(&gid) {
             out.push(Effect::Skip(gid));
             return Ok(());
         }
@@ -38,7 +38,10 @@ impl Node<'_> {
             out.push(Effect::Skip(gid));
             return Ok(());
         }
-        let entry = self.table.entry(gid, || Entry::new(Role::Peer(Participant::new())))?;
+        let Some(entry) = self.peer_entry(gid) else {
+            out.push(Effect::Hold(gid));
+            return Ok(());
+        };
         let Role::Peer(peer) = &mut entry.role else {
             out.push(Effect::Skip(gid));
             return Ok(());
@@ -110,6 +113,7 @@ impl Node<'_> {
                 let step = peer.decided(decree);
                 self.peer_step(gid, step, false, out);
             }
+            #[expect(clippy::collapsible_match, reason = "a guard may not change the entry")]
             Some(Entry { role: Role::Own(own), .. }) => {
                 // Given up here, settled by others. A commit comes back through recovery.
                 if decree == Decree::Abort && own.settled_abort() {
@@ -138,9 +142,20 @@ impl Node<'_> {
         if num == gid.generation && from != gid.origin {
             return Ok(());
         }
-        let entry = self.table.entry(gid, || Entry::new(Role::Peer(Participant::new())))?;
+        if self.is_forgotten(&gid) {
+            self.tell_forgotten(from, gid, out);
+            return Ok(());
+        }
+        // With a full table: it will be asked again.
+        let Some(entry) = self.peer_entry(gid) else { return Ok(()) };
         let step = match &mut entry.role {
-            Role::Peer(peer) => peer.abort_asked(),
+            Role::Peer(peer) => {
+                if peer.state() == ParticipantState::Applying {
+                    // It may wait for a row, and others for the rows it has.
+                    out.push(Effect::Discard(gid));
+                }
+                peer.abort_asked()
+            }
             // An own transaction of an older generation was given up: that is durable, a restart
             // refuses it again.
             Role::Own(_) if num > gid.generation => ParticipantStep::TellAbortAccepted,
@@ -151,27 +166,21 @@ impl Node<'_> {
     }
 
     /// The acceptance of abort is durable: leaves the barrier and answers whoever may have asked.
-    pub(super) fn abort_durable(
-        &mut self,
-        now: Instant,
-        gid: Gid,
-        out: &mut Outbox<Effect>,
-    ) -> Result<(), Misuse> {
-        let entry = self.table.get_mut(&gid).ok_or(Misuse::UnknownTransaction(gid))?;
+    pub(super) fn abort_durable(&mut self, now: Instant, gid: Gid, out: &mut Outbox<Effect>) {
+        self.leave_barrier();
+        self.watch(now);
+        // The abort may have been decided by others and forgotten meanwhile.
+        let Some(entry) = self.table.get_mut(&gid) else { return };
         match &mut entry.role {
             Role::Own(own) => {
                 let step = Coordinator::abort_durable(own);
-                self.leave_barrier();
                 self.own_step(gid, Some(step), out);
             }
             Role::Peer(peer) => {
                 let step = peer.abort_durable();
-                self.leave_barrier();
                 self.peer_step(gid, step, false, out);
             }
         }
-        self.watch(now);
-        Ok(())
     }
 
     pub(super) fn finished(&mut self, gid: Gid, out: &mut Outbox<Effect>) {
@@ -222,7 +231,8 @@ impl Node<'_> {
             return;
         }
         if num == gid.generation || self.planted(Bug::StaleAbort) {
-            Self::send(out, NodeSet::only(gid.origin), PeerMessage::AbortAccepted(gid));
+            let to = NodeSet::only(gid.origin).without(self.me());
+            Self::send(out, to, PeerMessage::AbortAccepted(gid));
         }
         if num > gid.generation
             && let Some(proposer) = current.proposer()

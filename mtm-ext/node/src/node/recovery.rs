@@ -1,8 +1,8 @@
 //! Restart and recovery: what the WAL, this node's own or a donor's, says of transactions.
 
 use super::{Bug, Effect, Found, Misuse, Node};
-use crate::entry::{Entry, Role};
-use mtm_core::{Gid, Instant, Outbox};
+use crate::entry::{DonorsWord, Entry, Role};
+use mtm_core::{GenNum, Gid, Instant, Outbox};
 use mtm_generations as generations;
 use mtm_paxos::commit::{Coordinator, Decree, Participant, ParticipantState};
 
@@ -13,6 +13,9 @@ impl Node<'_> {
         if !self.core.membership.is_fenced() && !self.planted(Bug::NoFence) {
             return Err(Misuse::NotFenced);
         }
+        if gid.origin == self.me() {
+            self.core.retention.announced(gid.xid);
+        }
         let members = self.core.membership.current().generation.members;
         let role = match found {
             Found::Prepared => Role::Peer(Participant::found_prepared()),
@@ -20,6 +23,7 @@ impl Node<'_> {
                 Role::Peer(Participant::found_abort_accepted(prepared))
             }
             Found::Committed => Role::Peer(Participant::found_finished(Decree::Commit)),
+            Found::Aborted => Role::Peer(Participant::found_finished(Decree::Abort)),
             Found::AnnouncedOnly => Role::Own(Coordinator::found_refused(gid, members)),
         };
         self.table.entry(gid, || Entry::new(role))?.role = role;
@@ -32,7 +36,7 @@ impl Node<'_> {
         now: Instant,
         out: &mut Outbox<Effect>,
     ) -> Result<(), Misuse> {
-        if !self.core.membership.is_fenced() {
+        if !self.core.membership.is_fenced() && !self.planted(Bug::NoFence) {
             return Err(Misuse::NotFenced);
         }
         self.generation(now, generations::Input::Fenced(false), out)?;
@@ -43,12 +47,30 @@ impl Node<'_> {
         Ok(())
     }
 
-    /// The donor committed it, next in its commit order (TLA+ `RecApply`).
-    pub(super) fn replay(&mut self, gid: Gid, out: &mut Outbox<Effect>) -> Result<(), Misuse> {
-        if self.serves() {
-            return Err(Misuse::NotRecovering);
+    /// Whether what a recovery for generation `num` says may be heeded: the node may have moved
+    /// on meanwhile, and the next recovery begins again.
+    pub(super) fn recovers_for(&self, num: GenNum) -> bool {
+        let current = self.core.membership.current().generation.num;
+        num == current && self.core.membership.may_recover() && !self.switch_waits()
+    }
+
+    /// The donor committed it, next in its commit order (TLA+ `Replay`).
+    pub(super) fn replay(
+        &mut self,
+        num: GenNum,
+        gid: Gid,
+        out: &mut Outbox<Effect>,
+    ) -> Result<(), Misuse> {
+        if !self.recovers_for(num) {
+            out.push(Effect::Hold(gid));
+            return Ok(());
+        }
+        if self.is_forgotten(&gid) {
+            out.push(Effect::Skip(gid));
+            return Ok(());
         }
         let entry = self.table.entry(gid, || Entry::new(Role::Peer(Participant::new())))?;
+        let mut apply = false;
         match &mut entry.role {
             Role::Peer(peer) => {
                 let finished = matches!(
@@ -58,75 +80,120 @@ impl Node<'_> {
                 out.push(match peer.replayed() {
                     true => Effect::CommitPrepared(gid),
                     false if finished => Effect::Skip(gid),
-                    false => Effect::ApplyCommitted(gid),
+                    false => {
+                        apply = true;
+                        Effect::ApplyCommitted(gid)
+                    }
                 });
             }
             Role::Own(own) if own.decree() == Some(Decree::Commit) => out.push(Effect::Skip(gid)),
             // Given up here, committed by a generation without this node.
             Role::Own(_) => {
-                entry.role = Role::Peer(Participant::found_finished(Decree::Commit));
+                let mut peer = Participant::new();
+                peer.replayed();
+                entry.role = Role::Peer(peer);
+                apply = true;
                 out.push(Effect::ApplyCommitted(gid));
             }
+        }
+        if apply {
+            // The table says more than the disk until it is done: no switch meanwhile.
+            self.begin_recovery_work();
         }
         Ok(())
     }
 
     /// Rolls back an undecided transaction without any outcome: from here on this node lacks it.
     pub(super) fn drop_undecided(&mut self, gid: Gid, out: &mut Outbox<Effect>) {
-        let undecided = matches!(
+        let undecided = self.core.membership.may_recover() && matches!(
             self.table.get_mut(&gid),
             Some(Entry { role: Role::Peer(peer), .. }) if peer.is_undecided()
         );
         if undecided {
             self.table.remove(&gid);
+            self.begin_recovery_work();
             out.push(Effect::DropPrepared(gid));
         }
     }
 
-    /// The donor held it at its ParallelSafe (TLA+ `Recover`): so does this node from now on,
-    /// with its acceptance of abort.
+    /// The donor held it at its ParallelSafe (TLA+ `Reconcile`): so will this node, as soon as the
+    /// donor's whole set is known.
     pub(super) fn donor_holds(
         &mut self,
+        num: GenNum,
         gid: Gid,
         accepted_abort: bool,
-        out: &mut Outbox<Effect>,
     ) -> Result<(), Misuse> {
-        if self.serves() {
-            return Err(Misuse::NotRecovering);
-        }
-        let num = self.core.membership.current().generation.num;
-        let accepted_abort = accepted_abort && !self.planted(Bug::ForgetAbort);
-        let entry = self.table.entry(gid, || Entry::new(Role::Peer(Participant::new())))?;
-        entry.in_donors_set = num;
-        if entry.decree().is_some() {
+        if !self.recovers_for(num) || self.is_forgotten(&gid) {
             return Ok(());
         }
-        // The donor's word replaces this node's in both directions, also an abort accepted here:
-        // that belongs to the ballot it was accepted in (specs/adr/0100).
-        let wanted = if accepted_abort {
-            Participant::found_abort_accepted(true)
-        } else {
-            Participant::found_prepared()
-        };
-        if entry.role != Role::Peer(wanted) {
-            entry.role = Role::Peer(wanted);
-            out.push(Effect::Install(gid, accepted_abort));
-        }
+        let accepted = accepted_abort && !self.planted(Bug::ForgetAbort);
+        let entry = self.table.entry(gid, || Entry::new(Role::Peer(Participant::new())))?;
+        entry.donors_word = Some(DonorsWord { num, accepted });
         Ok(())
     }
 
-    /// What the donor did not hold, this node does not hold either.
-    pub(super) fn donor_holds_no_more(&mut self, out: &mut Outbox<Effect>) {
-        let num = self.core.membership.current().generation.num;
-        let gone: Vec<Gid> = self
-            .table
-            .iter()
-            .filter(|(gid, e)| gid.generation < num && e.in_donors_set != num && e.decree().is_none())
-            .filter(|(_, e)| matches!(e.role, Role::Peer(_)))
-            .map(|(gid, _)| *gid)
-            .collect();
+    /// The donor's set is complete: what it did not hold, this node does not hold either; then
+    /// what it held. Drops come first, since they free the rows that the others need.
+    pub(super) fn donor_holds_no_more(&mut self, num: GenNum, out: &mut Outbox<Effect>) {
+        if !self.recovers_for(num) {
+            return;
+        }
+        let (mut gone, mut held) = (Vec::new(), Vec::new());
+        for (gid, entry) in self.table.iter().filter(|(_, e)| e.decree().is_none()) {
+            match entry.donors_word {
+                Some(word) if word.num == num => held.push((*gid, word.accepted)),
+                _ if gid.generation < num => gone.push(*gid),
+                _ => {}
+            }
+        }
         for gid in gone {
             self.drop_undecided(gid, out);
+        }
+        for (gid, accepted) in held {
+            self.install(gid, accepted, out);
+        }
+    }
+
+    fn begin_recovery_work(&mut self) {
+        self.enter_barrier();
+        self.core.recovery_work += 1;
+    }
+
+    /// What recovery asked for is durable: the table and the disk agree again.
+    pub(super) fn recovery_done(&mut self, now: Instant, gid: Gid, out: &mut Outbox<Effect>) {
+        self.leave_barrier();
+        self.core.recovery_work = self.core.recovery_work.saturating_sub(1);
+        self.watch(now);
+        let Some(entry) = self.table.get_mut(&gid) else { return };
+        let Role::Peer(peer) = &mut entry.role else { return };
+        if matches!(peer.state(), ParticipantState::Preparing(_)) {
+            let accepted = entry.donors_word.is_some_and(|word| word.accepted);
+            *peer = if accepted {
+                Participant::found_abort_accepted(true)
+            } else {
+                Participant::found_prepared()
+            };
+        } else {
+            let step = peer.finished();
+            self.peer_step(gid, step, true, out);
+        }
+    }
+
+    /// The donor's word replaces this node's in both directions, also an abort accepted here: that
+    /// belongs to the ballot it was accepted in (specs/adr/0100).
+    fn install(&mut self, gid: Gid, accepted_abort: bool, out: &mut Outbox<Effect>) {
+        let wanted = Role::Peer(if accepted_abort {
+            Participant::found_abort_accepted(true)
+        } else {
+            Participant::found_prepared()
+        });
+        let Some(entry) = self.table.get_mut(&gid) else { return };
+        if entry.role != wanted {
+            // Not before it is done may it be committed or rolled back.
+            entry.role = Role::Peer(Participant::installing());
+            self.begin_recovery_work();
+            out.push(Effect::Install(gid, accepted_abort));
         }
     }
 }

@@ -60,7 +60,7 @@ impl Node<'_> {
                 | CoordinatorState::Aborted
                 | CoordinatorState::CommitDecided => {}
             },
-            Role::Peer(peer) if peer.is_undecided() => {
+            Role::Peer(peer) if peer.is_undecided() || peer.state() == ParticipantState::AbortAccepted(false) => {
                 if num == gid.generation && peer.state() == ParticipantState::Prepared {
                     let to = NodeSet::only(gid.origin).without(me);
                     Self::send(out, to, PeerMessage::Prepared(gid));

@@ -2,10 +2,9 @@
 //! `ResolveAbort`, `ResAccept`): done by the lowest donor of the current generation.
 
 use super::{Bug, Effect, Misuse, Node};
-use crate::entry::{Entry, Role};
 use crate::peer_message::PeerMessage;
 use mtm_core::{GenNum, Gid, Instant, NodeId, NodeSet, Outbox};
-use mtm_paxos::commit::{Decree, Participant, Report, Settlement, SettlementStep};
+use mtm_paxos::commit::{Decree, Report, Settlement, SettlementStep};
 
 impl Node<'_> {
     /// Whether this node settles older transactions in its generation.
@@ -21,6 +20,10 @@ impl Node<'_> {
         gid: Gid,
         out: &mut Outbox<Effect>,
     ) -> Result<(), Misuse> {
+        if self.is_forgotten(&gid) {
+            self.tell_forgotten(from, gid, out);
+            return Ok(());
+        }
         let decree = self.table.get_mut(&gid).and_then(|e| e.decree());
         let answer = match decree {
             Some(decree) => PeerMessage::Decided(gid, decree),
@@ -45,7 +48,11 @@ impl Node<'_> {
             return Ok(());
         }
         let me = self.me();
-        let entry = self.table.entry(gid, || Entry::new(Role::Peer(Participant::new())))?;
+        if self.is_forgotten(&gid) {
+            return Ok(());
+        }
+        // With a full table: it will be asked again.
+        let Some(entry) = self.peer_entry(gid) else { return Ok(()) };
         if entry.settlement.is_none_or(|s| s.generation() != generation.num) {
             entry.settlement = Some(Settlement::new(generation.num, generation.members));
         }
@@ -87,6 +94,10 @@ impl Node<'_> {
             || current.proposer() != Some(from)
             || gid.generation >= num
         {
+            return;
+        }
+        if self.is_forgotten(&gid) {
+            self.tell_forgotten(from, gid, out);
             return;
         }
         let report = self.table.get_mut(&gid).map_or(Report::Lacks, |e| e.report());

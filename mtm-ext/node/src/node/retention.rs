@@ -1,0 +1,250 @@
+//! When a finished transaction may be forgotten (TLA+ `Forget`), so that the table stays small.
+//!
+//! Every ONLINE node tells the others, per origin, below which number it has finished everything
+//! ("progress"). What all members of a generation, ONLINE in it, have finished is finished for
+//! good: whoever is ONLINE later was one of them or recovered from one. So a number below the
+//! smallest progress of all members and not in the table means "finished, outcome forgotten":
+//! such a transaction is never applied again, and it is never said to be lacking.
+
+use super::{Effect, Node};
+use crate::entry::{Entry, Role};
+use crate::peer_message::PeerMessage;
+use mtm_core::{GenNum, Gid, Instant, MAX_NODES, NodeId, NodeSet, Outbox, Xid};
+use mtm_paxos::commit::{Participant, ParticipantState};
+
+/// Per origin a number: everything of it below that number.
+pub type Below = [Xid; MAX_NODES as usize];
+
+/// Nothing of anybody.
+const NOTHING: Below = [Xid(0); MAX_NODES as usize];
+
+/// What a node knows of everybody's progress.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) struct Retention {
+    /// What each node said last while ONLINE in that generation.
+    said: [(GenNum, Below); MAX_NODES as usize],
+    /// Finished and forgotten.
+    pub(super) forgotten: Below,
+    /// No own transaction with a lower number will be announced any more.
+    pub(super) horizon: Xid,
+    /// One more than the highest own number whose announcement is durable. A crash may make the
+    /// numbers above it be used again, so nothing is said about them.
+    pub(super) durable: Xid,
+    next: Option<Instant>,
+    last_said: Below,
+    asked: bool,
+}
+
+impl Retention {
+    pub(super) const fn new() -> Self {
+        Self {
+            said: [(GenNum(0), NOTHING); MAX_NODES as usize],
+            forgotten: NOTHING,
+            horizon: Xid(0),
+            durable: Xid(0),
+            next: None,
+            last_said: NOTHING,
+            asked: false,
+        }
+    }
+
+    pub(super) const fn deadline(&self) -> Option<Instant> {
+        self.next
+    }
+
+    pub(super) fn announced(&mut self, number: Xid) {
+        self.durable = self.durable.max(Xid(number.0 + 1));
+    }
+
+    /// Raises what is forgotten, never lowers it.
+    pub(super) fn forget(&mut self, below: &Below) {
+        for (mine, theirs) in self.forgotten.iter_mut().zip(below) {
+            *mine = (*mine).max(*theirs);
+        }
+    }
+
+    fn origin_finished(&self, origin: NodeId) -> Xid {
+        self.said[origin.index()].1[origin.index()]
+    }
+}
+
+/// Whether the outcome is of no concern to this node any more, given that the origin has
+/// finished everything below `origin`: what is not held here then was aborted.
+fn is_finished(gid: &Gid, entry: &Entry, origin: Xid) -> bool {
+    let settling = entry.settlement.is_some_and(|s| s.decree().is_none());
+    match &entry.role {
+        Role::Own(c) => c.decree().is_some() && c.is_durable(),
+        Role::Peer(p) => match p.state() {
+            ParticipantState::Committed | ParticipantState::Aborted => true,
+            ParticipantState::Unknown
+            | ParticipantState::Applying
+            | ParticipantState::Refused
+            | ParticipantState::AbortAccepted(false) => gid.xid < origin && !settling,
+            ParticipantState::Preparing(_)
+            | ParticipantState::Prepared
+            | ParticipantState::AbortPending(_)
+            | ParticipantState::AbortAccepted(true)
+            | ParticipantState::Committing
+            | ParticipantState::RollingBack => false,
+        },
+    }
+}
+
+impl Node<'_> {
+    /// What is finished and forgotten: a number below and not in the table. Goes into every
+    /// syncpoint record, and into what the node must remember across a restart.
+    pub const fn forgotten(&self) -> &Below {
+        &self.core.retention.forgotten
+    }
+
+    /// Whether `gid` was finished and is forgotten.
+    pub(super) fn is_forgotten(&mut self, gid: &Gid) -> bool {
+        gid.xid < self.core.retention.forgotten[gid.origin.index()]
+            && self.table.get_mut(gid).is_none()
+    }
+
+    /// The entry of another node's transaction, made if there is none; `None` when the table is
+    /// full. The caller has looked whether it is forgotten.
+    pub(super) fn peer_entry(&mut self, gid: Gid) -> Option<&mut Entry> {
+        self.table.entry(gid, || Entry::new(Role::Peer(Participant::new()))).ok()
+    }
+
+    /// Below what this node, ONLINE, has finished everything.
+    fn finished_below(&mut self) -> Below {
+        let me = self.me();
+        let retention = &mut self.core.retention;
+        let num = self.core.membership.current().generation.num;
+        let own = retention.horizon.min(retention.durable).max(retention.forgotten[me.index()]);
+        let mut below = NOTHING;
+        for (i, below) in below.iter_mut().enumerate() {
+            *below = retention.said[i].1[i].max(retention.forgotten[i]);
+        }
+        below[me.index()] = own;
+        for (gid, entry) in self.table.iter() {
+            let i = gid.origin.index();
+            if gid.xid < below[i] && !is_finished(gid, entry, retention.origin_finished(gid.origin)) {
+                below[i] = gid.xid;
+            }
+        }
+        retention.said[me.index()] = (num, below);
+        below
+    }
+
+    /// Tells progress and forgets, now and then.
+    pub(super) fn retain(&mut self, now: Instant, out: &mut Outbox<Effect>) {
+        if self.core.retention.next.is_some_and(|at| now < at) || !self.serves() {
+            return;
+        }
+        let below = self.finished_below();
+        let busy = self.table.iter().next().is_some();
+        let retention = &mut self.core.retention;
+        if busy || retention.asked || below != retention.last_said {
+            retention.asked = false;
+            retention.last_said = below;
+            let current = self.core.membership.current().generation;
+            let message = PeerMessage::Progress { num: current.num, busy, below };
+            let to = current.members.without(self.me());
+            Self::send(out, to, message);
+        }
+        self.core.retention.next = Some(now.plus_us(self.core.retry_us));
+        self.forget_finished(out);
+    }
+
+    /// A member's progress. It counts only when both are in the same generation: then this node
+    /// has seen everything that the sender finished.
+    pub(super) fn progress(&mut self, from: NodeId, num: GenNum, busy: bool, below: &Below) {
+        if !self.in_generation(num) {
+            return;
+        }
+        let said = &mut self.core.retention.said[from.index()];
+        said.0 = num;
+        for (old, new) in said.1.iter_mut().zip(below) {
+            *old = (*old).max(*new);
+        }
+        self.core.retention.asked |= busy;
+    }
+
+    fn forget_finished(&mut self, out: &mut Outbox<Effect>) {
+        let current = self.core.membership.current().generation;
+        let mut all = [Xid(u64::MAX); MAX_NODES as usize];
+        for member in current.members {
+            let (num, below) = &self.core.retention.said[member.index()];
+            if *num != current.num {
+                return;
+            }
+            for (least, said) in all.iter_mut().zip(below) {
+                *least = (*least).min(*said);
+            }
+        }
+        self.core.retention.forget(&all);
+        self.sweep(out);
+    }
+
+    /// Removes what is finished and below the watermark.
+    fn sweep(&mut self, out: &mut Outbox<Effect>) {
+        let retention = self.core.retention;
+        let gone = |(gid, e): &(&Gid, &Entry)| {
+            gid.xid < retention.forgotten[gid.origin.index()]
+                && is_finished(gid, e, retention.origin_finished(gid.origin))
+        };
+        let gone: smallvec::SmallVec<[Gid; 32]> =
+            self.table.iter().filter(gone).map(|(gid, _)| *gid).collect();
+        for gid in gone {
+            let applying = self.table.get_mut(&gid).is_some_and(|e| e.is_only_applying());
+            self.table.remove(&gid);
+            if applying {
+                out.push(Effect::Discard(gid));
+            }
+        }
+    }
+
+    /// While recovering: the donor had finished everything below this, and all of it that it
+    /// committed is replayed.
+    pub(super) fn syncpoint(&mut self, num: GenNum, below: &Below, out: &mut Outbox<Effect>) {
+        if self.recovers_for(num) {
+            self.core.retention.forget(below);
+            self.sweep(out);
+        }
+    }
+
+    /// Somebody ONLINE in the same generation has forgotten it: all have finished it. So what
+    /// this node, ONLINE too, does not hold was aborted.
+    pub(super) fn forgotten_elsewhere(&mut self, gid: Gid, num: GenNum, out: &mut Outbox<Effect>) {
+        if !self.in_generation(num) {
+            return;
+        }
+        let Some(entry) = self.table.get_mut(&gid) else { return };
+        match &mut entry.role {
+            Role::Own(own) => {
+                if own.settled_abort() {
+                    out.push(Effect::Answer(gid, super::Outcome::Aborted));
+                }
+            }
+            Role::Peer(peer) => match peer.state() {
+                ParticipantState::Unknown | ParticipantState::Refused => {
+                    self.table.remove(&gid);
+                }
+                ParticipantState::AbortAccepted(false) => {
+                    entry.settlement = None;
+                    peer.decided(mtm_paxos::commit::Decree::Abort);
+                }
+                _ => {}
+            },
+        }
+    }
+
+    /// Whether this node is ONLINE in generation `num`.
+    pub(super) fn in_generation(&self, num: GenNum) -> bool {
+        self.serves() && self.core.membership.current().generation.num == num
+    }
+
+    /// Answers for a forgotten transaction: "unknown", never "lacks".
+    pub(super) fn tell_forgotten(&self, to: NodeId, gid: Gid, out: &mut Outbox<Effect>) {
+        if self.serves() {
+            let num = self.core.membership.current().generation.num;
+            let report = mtm_paxos::commit::Report::Forgotten;
+            let to = NodeSet::only(to).without(self.me());
+            Self::send(out, to, PeerMessage::Report(gid, num, report));
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! One node's simulated database: rows with locks over a WAL of which a crash loses the tail.
+
+use mtm_core::{GenNum, Gid, NodeId};
+use mtm_node::{Below, Found};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A row.
+pub(crate) type Key = u8;
+/// The rows a transaction writes, ascending.
+pub(crate) type Keys = Vec<Key>;
+
+/// A WAL record.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Record {
+    /// The origin announces its transaction.
+    Announce(Gid, Keys),
+    /// A commit record: the origin's own, or one written by recovery.
+    Commit(Gid, Keys),
+    Prepare(Gid, Keys),
+    CommitPrepared(Gid, Keys),
+    RollbackPrepared(Gid),
+    AcceptAbort(Gid),
+    /// Recovery: prepared from now on, and abort accepted or not, whatever was before.
+    Install(Gid, Keys, bool),
+    /// With what this node held then, and whether abort was accepted.
+    ParallelSafe(GenNum, Vec<(Gid, bool)>),
+    /// What this node had finished and forgotten.
+    Syncpoint(Below),
+    /// What a restart must know; what it does not say is in the WAL from `start` on.
+    Checkpoint { start: usize, forgotten: Below, remembered: Vec<(Gid, Found)> },
+}
+
+/// Who has a row locked.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Owner {
+    /// A backend, by its number.
+    Backend(u64),
+    /// A transaction of another node being applied, or prepared.
+    Gid(Gid),
+    /// Recovery's own transaction.
+    Recovery,
+}
+
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Database {
+    pub(crate) wal: Vec<Record>,
+    /// So many records survive a crash.
+    pub(crate) flushed: usize,
+    /// What follows is what redo makes of the WAL, except locks.
+    pub(crate) committed: BTreeSet<Gid>,
+    pub(crate) prepared: BTreeMap<Gid, Keys>,
+    pub(crate) accepted: BTreeSet<Gid>,
+    pub(crate) announced: BTreeMap<Gid, Keys>,
+    /// Every row lists who has written it, in order.
+    pub(crate) rows: BTreeMap<Key, Vec<Gid>>,
+    pub(crate) locks: BTreeMap<Key, Owner>,
+}
+
+/// What a record changed, for the checks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Change {
+    Nothing,
+    Committed(Gid),
+    CommittedTwice(Gid),
+}
+
+impl Database {
+    /// Carries a record out, once it is durable or in redo.
+    pub(crate) fn apply(&mut self, record: &Record) -> Change {
+        match record {
+            Record::Announce(gid, keys) => {
+                self.announced.insert(*gid, keys.clone());
+            }
+            Record::Commit(gid, keys) | Record::CommitPrepared(gid, keys) => {
+                self.prepared.remove(gid);
+                self.announced.remove(gid);
+                if !self.committed.insert(*gid) {
+                    return Change::CommittedTwice(*gid);
+                }
+                for key in keys {
+                    self.rows.entry(*key).or_default().push(*gid);
+                }
+                return Change::Committed(*gid);
+            }
+            Record::Prepare(gid, keys) => {
+                self.prepared.insert(*gid, keys.clone());
+            }
+            Record::RollbackPrepared(gid) => {
+                self.prepared.remove(gid);
+            }
+            Record::AcceptAbort(gid) => {
+                self.accepted.insert(*gid);
+            }
+            Record::Install(gid, keys, accepted) => {
+                self.prepared.insert(*gid, keys.clone());
+                if *accepted {
+                    self.accepted.insert(*gid);
+                } else {
+                    self.accepted.remove(gid);
+                }
+            }
+            Record::ParallelSafe(..) | Record::Syncpoint(_) | Record::Checkpoint { .. } => {}
+        }
+        Change::Nothing
+    }
+
+    /// Frees everything an owner has locked.
+    pub(crate) fn unlock(&mut self, owner: Owner) {
+        self.locks.retain(|_, held| *held != owner);
+    }
+
+    /// The machine stops with so many records on disk, and redo follows.
+    pub(crate) fn crash(&mut self, survive: usize) {
+        let mut wal = core::mem::take(&mut self.wal);
+        wal.truncate(survive.max(self.flushed));
+        *self = Self::default();
+        for record in &wal {
+            let _known = self.apply(record);
+        }
+        self.flushed = wal.len();
+        self.wal = wal;
+        for (gid, keys) in &self.prepared {
+            for key in keys {
+                self.locks.insert(*key, Owner::Gid(*gid));
+            }
+        }
+    }
+
+    /// Whether a crash of the machine leaves the transaction committed or prepared.
+    pub(crate) fn holds(&self, gid: &Gid) -> bool {
+        self.committed.contains(gid) || self.prepared.contains_key(gid)
+    }
+
+    /// The rows of a transaction, as far as this node's WAL knows them.
+    pub(crate) fn keys_of(&self, gid: &Gid) -> Option<Keys> {
+        self.wal.iter().rev().find_map(|record| match record {
+            Record::Announce(g, keys)
+            | Record::Commit(g, keys)
+            | Record::Prepare(g, keys)
+            | Record::CommitPrepared(g, keys)
+            | Record::Install(g, keys, _)
+                if g == gid =>
+            {
+                Some(keys.clone())
+            }
+            _ => None,
+        })
+    }
+
+    /// What a restarting server can find out: the last checkpoint, the WAL since its start, the
+    /// prepared transactions, and the commit log for its own.
+    pub(crate) fn scan(&self, me: NodeId) -> (Option<Below>, BTreeMap<Gid, Found>) {
+        let last = self.wal.iter().rev().find_map(|record| match record {
+            Record::Checkpoint { start, forgotten, remembered } => {
+                Some((*start, *forgotten, remembered))
+            }
+            _ => None,
+        });
+        let start = last.map_or(0, |(start, ..)| start);
+        let mut found: BTreeMap<Gid, Found> =
+            last.map_or_else(BTreeMap::new, |(.., list)| list.iter().copied().collect());
+        for record in &self.wal[start..] {
+            match record {
+                Record::Announce(gid, _) => {
+                    found.insert(*gid, Found::AnnouncedOnly);
+                }
+                Record::Commit(gid, _) | Record::CommitPrepared(gid, _) => {
+                    found.insert(*gid, Found::Committed);
+                }
+                Record::AcceptAbort(gid) if gid.origin != me || !found.contains_key(gid) => {
+                    found.insert(*gid, Found::AbortAccepted { prepared: false });
+                }
+                Record::Install(gid, _, accepted) => {
+                    found.remove(gid);
+                    if *accepted {
+                        found.insert(*gid, Found::AbortAccepted { prepared: true });
+                    }
+                }
+                // A rollback is evidence of nothing.
+                _ => {}
+            }
+        }
+        for gid in self.prepared.keys() {
+            let accepted = matches!(found.get(gid), Some(Found::AbortAccepted { .. }));
+            let found_now =
+                if accepted { Found::AbortAccepted { prepared: true } } else { Found::Prepared };
+            found.insert(*gid, found_now);
+        }
+        for (gid, found) in &mut found {
+            match found {
+                Found::AnnouncedOnly if self.committed.contains(gid) => *found = Found::Committed,
+                Found::AbortAccepted { prepared } => *prepared = self.prepared.contains_key(gid),
+                _ => {}
+            }
+        }
+        (last.map(|(_, forgotten, _)| forgotten), found)
+    }
+}

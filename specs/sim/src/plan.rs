@@ -1,0 +1,221 @@
+//! What shall happen in a history: drawn from the seed beforehand, so that a failing one can be
+//! shrunk by leaving parts out.
+
+use crate::rng::Rng;
+use mtm_node::Bug;
+
+/// A disturbance.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// The machine stops at once; what was not synced is lost.
+    Crash(usize),
+    /// It starts again.
+    Restart(usize),
+    /// Nothing from the first node reaches the second one.
+    Cut(usize, usize),
+    /// It does again.
+    Mend(usize, usize),
+    /// So many percent of the messages are lost from now on.
+    Loss(u64),
+    /// The disk of this node needs so many times as long.
+    SlowDisk(usize, u64),
+}
+
+/// One client's transaction.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Transaction {
+    /// When it begins.
+    pub at_us: u64,
+    /// Where.
+    pub node: usize,
+    /// The rows it writes, ascending.
+    pub keys: Vec<u8>,
+    /// How long it works before it commits.
+    pub think_us: u64,
+    /// When the client loses patience with the commit.
+    pub patience_us: u64,
+}
+
+/// The kind of cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shape {
+    /// So many data nodes.
+    Nodes(usize),
+    /// Two data nodes and a referee.
+    Referee,
+}
+
+impl Shape {
+    /// Number of data nodes.
+    pub const fn nodes(self) -> usize {
+        match self {
+            Self::Nodes(n) => n,
+            Self::Referee => 2,
+        }
+    }
+}
+
+/// How slow things are: mostly quick, and with this many percent chance up to so slow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slowness {
+    /// Chance of being slow.
+    pub percent: u64,
+    /// Then at most this.
+    pub max_us: u64,
+}
+
+impl Slowness {
+    fn new(rng: &mut Rng, max_us: u64) -> Self {
+        let max_us = match rng.below(3) {
+            0 => 1_000,
+            1 => max_us / 10,
+            _ => max_us,
+        };
+        Self { percent: rng.below(25), max_us }
+    }
+
+    pub(crate) fn draw(self, rng: &mut Rng, low: u64, high: u64) -> u64 {
+        if rng.chance(self.percent) {
+            rng.between(high, high.max(self.max_us))
+        } else {
+            rng.between(low, high)
+        }
+    }
+}
+
+/// A whole history's script.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Plan {
+    /// Everything not in the script (delays, losses) is drawn from it.
+    pub seed: u64,
+    /// The cluster.
+    pub shape: Shape,
+    /// A rule broken on purpose.
+    pub bug: Option<Bug>,
+    /// Messages and streams.
+    pub latency: Slowness,
+    /// Syncs.
+    pub disk: Slowness,
+    /// Between "may be written" and "written".
+    pub write: Slowness,
+    /// Percent of transactions that a member cannot apply.
+    pub refusals: u64,
+    /// Disturbances, by time.
+    pub faults: Vec<(u64, Fault)>,
+    /// Clients, by time.
+    pub transactions: Vec<Transaction>,
+    /// When disturbances end and healing begins.
+    pub heal_at_us: u64,
+}
+
+impl Plan {
+    /// The script of this seed.
+    pub fn new(seed: u64, shape: Shape) -> Self {
+        let mut rng = Rng::new(seed);
+        let heal_at_us = rng.between(1_000_000, 4_000_000);
+        let faults = faults(&mut rng, shape.nodes(), heal_at_us);
+        let transactions = transactions(&mut rng, shape.nodes(), heal_at_us, &faults);
+        Self {
+            seed,
+            shape,
+            bug: None,
+            latency: Slowness::new(&mut rng, 500_000),
+            disk: Slowness::new(&mut rng, 100_000),
+            write: Slowness::new(&mut rng, 100_000),
+            refusals: if rng.chance(30) { rng.below(20) } else { 0 },
+            faults,
+            transactions,
+            heal_at_us,
+        }
+    }
+}
+
+fn faults(rng: &mut Rng, nodes: usize, end: u64) -> Vec<(u64, Fault)> {
+    let mut faults = Vec::new();
+    // Some histories are quiet, most are not.
+    let episodes = if rng.chance(10) { 0 } else { rng.between(1, 5) };
+    for _ in 0..episodes {
+        let start = rng.between(50_000, end);
+        for _ in 0..rng.between(1, 4) {
+            let at = start + rng.below(400_000);
+            let lasts = match rng.below(3) {
+                0 => rng.between(1_000, 50_000),
+                1 => rng.between(50_000, 500_000),
+                _ => rng.between(500_000, 2_000_000),
+            };
+            fault(rng, nodes, at, at + lasts, &mut faults);
+        }
+    }
+    faults.sort_by_key(|(at, _)| *at);
+    faults
+}
+
+fn fault(rng: &mut Rng, nodes: usize, at: u64, later: u64, faults: &mut Vec<(u64, Fault)>) {
+    let node = rng.below(nodes as u64) as usize;
+    match rng.below(20) {
+        0..7 => {
+            faults.push((at, Fault::Crash(node)));
+            faults.push((later, Fault::Restart(node)));
+        }
+        7 => {
+            for node in 0..nodes {
+                faults.push((at + rng.below(30_000), Fault::Crash(node)));
+                faults.push((later + rng.below(300_000), Fault::Restart(node)));
+            }
+        }
+        8..15 => {
+            // A node is cut off from some or all others, in one direction or both.
+            let (out, inward) = match rng.below(4) {
+                0 => (true, false),
+                1 => (false, true),
+                _ => (true, true),
+            };
+            let some = if rng.chance(50) { 100 } else { 50 };
+            for peer in (0..nodes).filter(|&p| p != node) {
+                if !rng.chance(some) {
+                    continue;
+                }
+                for (a, b) in [(node, peer)].iter().filter(|_| out).chain([(peer, node)].iter().filter(|_| inward)) {
+                    faults.push((at, Fault::Cut(*a, *b)));
+                    faults.push((later, Fault::Mend(*a, *b)));
+                }
+            }
+        }
+        15..17 => {
+            faults.push((at, Fault::Loss(rng.between(1, 50))));
+            faults.push((later, Fault::Loss(0)));
+        }
+        _ => {
+            faults.push((at, Fault::SlowDisk(node, rng.between(5, 100))));
+            faults.push((later, Fault::SlowDisk(node, 1)));
+        }
+    }
+}
+
+fn transactions(rng: &mut Rng, nodes: usize, end: u64, faults: &[(u64, Fault)]) -> Vec<Transaction> {
+    let count = rng.between(5, 100);
+    let rows = if rng.chance(50) { rng.between(2, 10) } else { rng.between(20, 200) };
+    let impatient = rng.below(60);
+    let mut all: Vec<Transaction> = (0..count)
+        .map(|_| {
+            let near = if faults.is_empty() || rng.chance(30) {
+                rng.below(end)
+            } else {
+                faults[rng.below(faults.len() as u64) as usize].0
+            };
+            let at_us = (near + rng.below(60_000)).saturating_sub(30_000);
+            let mut keys: Vec<u8> = (0..rng.between(1, 3)).map(|_| rng.below(rows) as u8).collect();
+            keys.sort_unstable();
+            keys.dedup();
+            let patience_us = if rng.chance(impatient) {
+                rng.between(100, 100_000)
+            } else {
+                rng.between(50_000, 2_000_000)
+            };
+            let node = rng.below(nodes as u64) as usize;
+            Transaction { at_us, node, keys, think_us: rng.below(3_000), patience_us }
+        })
+        .collect();
+    all.sort_by_key(|t| t.at_us);
+    all
+}

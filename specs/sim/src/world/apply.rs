@@ -1,0 +1,138 @@
+//! Apply workers, row locks, and who waits for whom.
+
+use super::host::Applier;
+use super::{Op, Then, World};
+use crate::database::{Owner, Record};
+use mtm_core::Gid;
+use mtm_node::Input;
+
+impl World {
+    pub(super) fn start_applier(&mut self, i: usize, gid: Gid) {
+        let host = &mut self.hosts[i];
+        let keys = host.rows_of.remove(&gid).unwrap_or_default();
+        host.appliers.insert(gid, Applier { keys, locked: 0, preparing: false, waits_for: None });
+        host.locks_changed = true;
+    }
+
+    pub(super) fn hold(&mut self, i: usize, gid: Gid) {
+        let from = gid.origin.index();
+        // Without rows at hand it was a recovery's: that begins again anyway.
+        if let Some(keys) = self.hosts[i].rows_of.remove(&gid) {
+            self.hosts[i].receivers[from].held.push_back((gid, keys));
+        }
+    }
+
+    pub(super) fn applied(&mut self, i: usize, gid: Gid) {
+        if !self.hosts[i].appliers.contains_key(&gid) {
+            return;
+        }
+        if !self.healing && self.rng.chance(self.plan.refusals) {
+            self.discard(i, gid);
+            self.feed(i, Input::ApplyFailed(gid));
+        } else {
+            self.feed(i, Input::TryPrepare(gid));
+        }
+    }
+
+    pub(super) fn write_prepare(&mut self, i: usize, gid: Gid) {
+        let Some(applier) = self.hosts[i].appliers.get_mut(&gid) else { return };
+        applier.preparing = true;
+        let keys = applier.keys.clone();
+        self.append_soon(i, Record::Prepare(gid, keys), Then::Prepared(gid));
+    }
+
+    pub(super) fn discard(&mut self, i: usize, gid: Gid) {
+        let host = &mut self.hosts[i];
+        if host.appliers.get(&gid).is_some_and(|a| !a.preparing) {
+            host.appliers.remove(&gid);
+            host.db.unlock(Owner::Gid(gid));
+            host.locks_changed = true;
+        }
+    }
+
+    /// Everyone who waits for a row tries again.
+    pub(super) fn pump(&mut self, i: usize) {
+        self.pump_task(i);
+        let waiting: Vec<Gid> = self.hosts[i]
+            .appliers
+            .iter()
+            .filter(|(_, a)| a.locked < a.keys.len())
+            .map(|(gid, _)| *gid)
+            .collect();
+        for gid in waiting {
+            self.pump_applier(i, gid);
+        }
+        let waiting: Vec<u64> = self.hosts[i]
+            .backends
+            .iter()
+            .filter(|(_, b)| !b.working)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in waiting {
+            self.pump_backend(i, id);
+        }
+    }
+
+    fn pump_applier(&mut self, i: usize, gid: Gid) {
+        loop {
+            let host = &mut self.hosts[i];
+            let Some(applier) = host.appliers.get_mut(&gid) else { return };
+            let Some(&key) = applier.keys.get(applier.locked) else { break };
+            match host.db.locks.get(&key).copied() {
+                None => {
+                    host.db.locks.insert(key, Owner::Gid(gid));
+                    applier.locked += 1;
+                }
+                Some(Owner::Gid(holder)) if holder == gid => applier.locked += 1,
+                Some(owner) => {
+                    let Some(holder) = self.blocker(i, owner) else { return };
+                    let applier = self.hosts[i].appliers.get_mut(&gid).expect("looked up above");
+                    if applier.waits_for != Some(holder) {
+                        applier.waits_for = Some(holder);
+                        self.feed(i, Input::Conflict { waiter: gid, holder });
+                    }
+                    return;
+                }
+            }
+        }
+        let us = self.rng.between(20, 2_000);
+        self.op(i, us, Op::Applied(gid));
+    }
+
+    /// The announced transaction behind the owner of a row. A local transaction that is not
+    /// announced and waits itself is made to give way: nobody else would ever notice the cycle.
+    fn blocker(&mut self, i: usize, owner: Owner) -> Option<Gid> {
+        match owner {
+            Owner::Gid(gid) => Some(gid),
+            Owner::Recovery => None,
+            Owner::Backend(id) => {
+                let backend = self.hosts[i].backends.get(&id)?;
+                if backend.gid.is_none() && !backend.working {
+                    self.end_unannounced(i, id);
+                    return None;
+                }
+                backend.gid
+            }
+        }
+    }
+
+    fn pump_backend(&mut self, i: usize, id: u64) {
+        loop {
+            let host = &mut self.hosts[i];
+            let Some(backend) = host.backends.get_mut(&id) else { return };
+            let Some(&key) = backend.keys.get(backend.locked) else { break };
+            match host.db.locks.get(&key) {
+                None => {
+                    host.db.locks.insert(key, Owner::Backend(id));
+                    backend.locked += 1;
+                }
+                Some(owner) if *owner == Owner::Backend(id) => backend.locked += 1,
+                Some(_) => return,
+            }
+        }
+        let backend = self.hosts[i].backends.get_mut(&id).expect("looked up above");
+        backend.working = true;
+        let us = backend.think_us;
+        self.op(i, us, Op::Worked(id));
+    }
+}

@@ -1,0 +1,136 @@
+//! The invariants, checked after every step.
+
+use super::{World, node};
+use crate::oracle::Told;
+use mtm_core::Gid;
+use mtm_node::{Node, Role};
+
+/// Rows that only the last transactions write.
+pub(super) const PROBE_ROW: u8 = 240;
+
+impl World {
+    /// A decided commit is held by every node ONLINE in the deciding or a later generation
+    /// (TLA+ `OnlineHoldsAll`).
+    pub(super) fn check_host(&mut self, i: usize) {
+        if self.oracle.pending.is_empty() || !self.serves(i) {
+            return;
+        }
+        let num = self.current(i).generation.num;
+        let db = &self.hosts[i].db;
+        let missing = self.oracle.pending.iter().find(|gid| {
+            self.oracle.commits[*gid] <= num && !db.holds(gid)
+        });
+        if let Some(gid) = missing.copied() {
+            let what = format!("n{} is online in {} and lacks {gid}", i + 1, num.0);
+            self.oracle.violated("OnlineHoldsAll", what);
+        }
+        let hosts = &self.hosts;
+        self.oracle.pending.retain(|gid| hosts.iter().any(|h| !h.db.committed.contains(gid)));
+    }
+
+    /// An acknowledged commit is on a majority of the disks (TLA+ `AckedDurable`).
+    pub(super) fn check_acked(&mut self, gid: Gid) {
+        let lack = (0..self.hosts.len()).filter(|&i| !self.hosts[i].db.holds(&gid)).map(node);
+        let lack: mtm_core::NodeSet = lack.collect();
+        if lack.is_majority_of(self.all()) && self.hosts.len() > 2 {
+            self.oracle.violated("AckedDurable", format!("{gid} is acknowledged and not on {lack}"));
+        }
+    }
+
+    /// After a crash the disk may have lost what memory had: nothing acknowledged may be among it.
+    pub(super) fn recount(&mut self, i: usize) {
+        let host = &self.hosts[i];
+        let lost: Vec<Gid> = self.oracle.commits.keys().filter(|g| !host.db.committed.contains(*g)).copied().collect();
+        self.oracle.pending.extend(lost.iter().copied());
+        for gid in lost {
+            if self.oracle.told.get(&gid) == Some(&Told::Committed) {
+                self.check_acked(gid);
+            }
+        }
+    }
+
+    /// Whether everything is as it should be when nothing disturbs; what is not.
+    pub(super) fn converged(&mut self) -> Result<(), String> {
+        let num = self.current(0).generation.num;
+        for i in 0..self.hosts.len() {
+            let current = self.current(i).generation;
+            if !self.serves(i) || current.num != num || current.members != self.all() {
+                let status = self.hosts[i].core.membership().status();
+                return Err(format!("n{} is {status:?} in {current:?}", i + 1));
+            }
+            let host = &mut self.hosts[i];
+            if let Some(gid) = host.db.prepared.keys().next() {
+                let entry = Node::new(&mut host.core, &mut host.slots).transaction(gid);
+                return Err(format!("n{} has {gid} prepared: {entry:?}", i + 1));
+            }
+            if !host.backends.is_empty() || !host.appliers.is_empty() || !host.finishing.is_empty() {
+                return Err(format!("n{} is at work: {:?} {:?}", i + 1, host.backends, host.appliers));
+            }
+            let machine = Node::new(&mut host.core, &mut host.slots);
+            let open = machine.transactions().find(|(_, e)| match &e.role {
+                Role::Own(c) => c.state() == mtm_paxos::commit::CoordinatorState::GivenUp || e.holds(),
+                Role::Peer(_) => e.holds(),
+            });
+            if let Some((gid, entry)) = open {
+                return Err(format!("n{} has {gid} open: {entry:?}", i + 1));
+            }
+        }
+        let differ = (1..self.hosts.len()).find(|&i| self.hosts[i].db.rows != self.hosts[0].db.rows);
+        match differ {
+            Some(i) => Err(format!("n{} and n1 differ", i + 1)),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn measure_table(&mut self, i: usize) {
+        let host = &mut self.hosts[i];
+        let machine = Node::new(&mut host.core, &mut host.slots);
+        let size = machine.transactions().count() as u64;
+        self.coverage.table_max = self.coverage.table_max.max(size);
+    }
+
+    /// In the end every node has forgotten every transaction.
+    pub(super) fn forgotten(&mut self) -> Result<(), String> {
+        for i in 0..self.hosts.len() {
+            let host = &mut self.hosts[i];
+            let machine = Node::new(&mut host.core, &mut host.slots);
+            if let Some((gid, entry)) = machine.transactions().next() {
+                return Err(format!("n{} does not forget {gid}: {entry:?}", i + 1));
+            }
+        }
+        let probes = PROBE_ROW..PROBE_ROW + self.hosts.len() as u8;
+        let unwritten = probes.into_iter().find(|row| !self.hosts[0].db.rows.contains_key(row));
+        match unwritten {
+            Some(row) => Err(format!("the last transaction of row {row} is not there")),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn final_checks(&mut self) {
+        if let Err(what) = self.converged().and_then(|()| self.forgotten()) {
+            self.oracle.violated("FinallyWorks", what);
+            return;
+        }
+        let told: Vec<(Gid, Told)> = self.oracle.told.iter().map(|(g, t)| (*g, *t)).collect();
+        for (gid, told) in told {
+            let there = self.hosts[0].db.committed.contains(&gid);
+            match told {
+                Told::Committed => {
+                    self.coverage.committed += 1;
+                    if !there {
+                        self.oracle.violated("AckedDurable", format!("{gid} was acknowledged and is gone"));
+                    }
+                }
+                Told::Aborted => {
+                    self.coverage.aborted += 1;
+                    if there {
+                        self.oracle.violated("AbortFinal", format!("{gid} was refused and is there"));
+                    }
+                }
+                Told::Unknown => self.coverage.unknown += 1,
+            }
+        }
+        let settled = self.oracle.aborts.len() as u64;
+        self.coverage.settled_aborts += settled.saturating_sub(self.coverage.aborted);
+    }
+}

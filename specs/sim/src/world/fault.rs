@@ -1,0 +1,84 @@
+//! Disturbances, restarts, healing.
+
+use super::{Op, World, node};
+use crate::oracle::Told;
+use crate::plan::Fault;
+use mtm_core::Gid;
+use mtm_node::Input;
+
+impl World {
+    pub(super) fn fault(&mut self, fault: Fault) {
+        self.tell(|| format!("*** {fault:?}"));
+        match fault {
+            Fault::Crash(i) => self.crash(i),
+            Fault::Restart(i) => self.restart(i),
+            Fault::Cut(a, b) => self.cut[a][b] = true,
+            Fault::Mend(a, b) => self.cut[a][b] = false,
+            Fault::Loss(percent) => self.loss_percent = percent,
+            Fault::SlowDisk(i, factor) => self.hosts[i].disk_factor = factor,
+        }
+    }
+
+    fn crash(&mut self, i: usize) {
+        if !self.hosts[i].up {
+            return;
+        }
+        self.coverage.crashes += 1;
+        let unknown: Vec<Gid> = self.hosts[i].backends.values().filter_map(|b| b.gid).collect();
+        for gid in unknown {
+            self.oracle.tell(gid, Told::Unknown);
+        }
+        let host = &mut self.hosts[i];
+        host.up = false;
+        host.life += 1;
+        // Any part of what was written and not synced may have reached the disk, in order.
+        let unsynced = (host.db.wal.len() - host.db.flushed) as u64;
+        let survive = host.db.flushed + self.rng.below(unsynced + 1) as usize;
+        let states = self.rng.below(self.hosts[i].state_pending.len() as u64 + 1) as usize;
+        let host = &mut self.hosts[i];
+        if states > 0 {
+            host.state = host.state_pending[states - 1].1;
+        }
+        host.db.crash(survive);
+        let seed = self.rng.next();
+        host.forget(&self.plan, seed);
+        self.recount(i);
+    }
+
+    pub(super) fn restart(&mut self, i: usize) {
+        if self.hosts[i].up {
+            return;
+        }
+        self.hosts[i].up = true;
+        self.op(i, 0, Op::Poll);
+        let us = self.rng.between(1_000, 100_000);
+        self.op(i, us, Op::ScanDone);
+        self.schedule_wake(i);
+    }
+
+    /// Behind the fence: the machine is told what redo and the WAL say of every transaction.
+    pub(super) fn scan(&mut self, i: usize) {
+        let (forgotten, found) = self.hosts[i].db.scan(node(i));
+        if let Some(forgotten) = forgotten {
+            self.feed(i, Input::Forgotten(forgotten));
+        }
+        for (gid, found) in found {
+            self.feed(i, Input::Found { gid, found });
+        }
+        self.feed(i, Input::ScanComplete);
+    }
+
+    /// Disturbances end.
+    pub(super) fn heal(&mut self) {
+        self.tell(|| "*** healing".to_owned());
+        self.healing = true;
+        self.loss_percent = 0;
+        for row in &mut self.cut {
+            row.fill(false);
+        }
+        for i in 0..self.hosts.len() {
+            self.hosts[i].disk_factor = 1;
+            self.restart(i);
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! One simulated server: its machine, its database, and what its processes are doing.
+
+use super::node;
+use crate::database::{Database, Key, Keys};
+use crate::plan::{Plan, Shape};
+use mtm_core::{Gid, Instant, NodeId, NodeSet, Token};
+use mtm_generations::{Membership, Message, Record, Timing};
+use mtm_node::table::Slot;
+use mtm_node::{Core, Entry};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// How often a waiting node asks again.
+const RETRY_US: u64 = 25_000;
+/// Everything is quicker than in production: more happens in a second.
+const TIMING: Timing = Timing {
+    heartbeat_us: 40_000,
+    vote_wait_us: 40_000,
+    stagger_us: 15_000,
+    recovery_limit_us: 3_000_000,
+};
+/// Places in the table of transactions.
+const SLOTS: usize = 128;
+
+/// A backend that runs a client's transaction.
+#[derive(Clone, Debug)]
+pub(crate) struct Backend {
+    pub(crate) keys: Keys,
+    /// So many of them are locked.
+    pub(crate) locked: usize,
+    pub(crate) working: bool,
+    pub(crate) think_us: u64,
+    pub(crate) gid: Option<Gid>,
+}
+
+/// An apply worker with one transaction.
+#[derive(Clone, Debug)]
+pub(crate) struct Applier {
+    pub(crate) keys: Keys,
+    pub(crate) locked: usize,
+    pub(crate) preparing: bool,
+    /// The last holder that was reported as a conflict.
+    pub(crate) waits_for: Option<Gid>,
+}
+
+/// What recovery has been asked to do by the machine, one after the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Task {
+    Drop(Gid),
+    Apply(Gid),
+    Install(Gid, bool),
+}
+
+/// A recovery under way.
+#[derive(Clone, Debug)]
+pub(crate) struct Recovery {
+    pub(crate) num: mtm_core::GenNum,
+    pub(crate) donors: NodeSet,
+    pub(crate) donor: Option<usize>,
+    /// Next record of the donor's WAL.
+    pub(crate) at: usize,
+    /// The donor's undecided set was handed over.
+    pub(crate) reconciled: bool,
+}
+
+/// A receiver of one peer's stream.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Receiver {
+    pub(crate) connection: u64,
+    pub(crate) connected: bool,
+    /// Next record of the peer's WAL to be decoded for it.
+    pub(crate) at: usize,
+    /// When the last transaction arrives: a stream keeps its order.
+    pub(crate) arrives: u64,
+    /// Transactions to be delivered again.
+    pub(crate) held: VecDeque<(Gid, Keys)>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) up: bool,
+    /// Counts restarts: what an earlier life had begun does not go on.
+    pub(crate) life: u64,
+    pub(crate) core: Core,
+    pub(crate) slots: Vec<Slot<Entry>>,
+    pub(crate) db: Database,
+    /// The generation state file.
+    pub(crate) state: Record,
+    pub(crate) state_pending: VecDeque<(Token, Record)>,
+    pub(crate) state_arrives: u64,
+    pub(crate) persisted: Token,
+    pub(crate) waiting: Vec<(Token, NodeSet, Message)>,
+    pub(crate) disk_factor: u64,
+    pub(crate) disk_arrives: u64,
+    pub(crate) wake_at: Option<u64>,
+    pub(crate) heard: BTreeMap<NodeId, Instant>,
+    pub(crate) connected: NodeSet,
+    pub(crate) backends: BTreeMap<u64, Backend>,
+    pub(crate) appliers: BTreeMap<Gid, Applier>,
+    pub(crate) rows_of: BTreeMap<Gid, Keys>,
+    pub(crate) receivers: Vec<Receiver>,
+    pub(crate) recovery: Option<Recovery>,
+    /// When recovery goes on.
+    pub(crate) recover_at: Option<u64>,
+    pub(crate) caught_up: bool,
+    pub(crate) tasks: VecDeque<Task>,
+    /// Rows locked for the first task, and whether its record is being written.
+    pub(crate) task_locked: usize,
+    pub(crate) task_writing: bool,
+    pub(crate) task_keys: Option<Keys>,
+    /// COMMIT PREPARED or ROLLBACK PREPARED is being done.
+    pub(crate) finishing: BTreeSet<Gid>,
+    /// Transaction numbers are never used twice, not even after a crash.
+    pub(crate) next_xid: u64,
+    pub(crate) locks_changed: bool,
+}
+
+impl Host {
+    pub(crate) fn new(i: usize, plan: &Plan, seed: u64) -> Self {
+        let n = plan.shape.nodes();
+        let state = Record::initial(node(i), 1, NodeSet::first(n as u8));
+        Self {
+            up: true,
+            life: 0,
+            core: core(plan, state, seed, false),
+            slots: vec![Slot::FREE; SLOTS],
+            db: Database::default(),
+            state,
+            state_pending: VecDeque::new(),
+            state_arrives: 0,
+            persisted: Token(0),
+            waiting: Vec::new(),
+            disk_factor: 1,
+            disk_arrives: 0,
+            wake_at: None,
+            heard: BTreeMap::new(),
+            connected: NodeSet::only(node(i)),
+            backends: BTreeMap::new(),
+            appliers: BTreeMap::new(),
+            rows_of: BTreeMap::new(),
+            receivers: vec![Receiver::default(); n],
+            recovery: None,
+            recover_at: None,
+            caught_up: false,
+            tasks: VecDeque::new(),
+            task_locked: 0,
+            task_writing: false,
+            task_keys: None,
+            finishing: BTreeSet::new(),
+            next_xid: 1,
+            locks_changed: false,
+        }
+    }
+
+    /// Everything that only memory knew is gone.
+    pub(crate) fn forget(&mut self, plan: &Plan, seed: u64) {
+        self.core = core(plan, self.state, seed, true);
+        self.slots.fill(Slot::FREE);
+        self.state_pending.clear();
+        self.state_arrives = 0;
+        self.persisted = Token(0);
+        self.waiting.clear();
+        self.disk_arrives = 0;
+        self.wake_at = None;
+        self.heard.clear();
+        self.connected = NodeSet::only(self.state.node);
+        self.backends.clear();
+        self.appliers.clear();
+        self.rows_of.clear();
+        for receiver in &mut self.receivers {
+            *receiver = Receiver { connection: receiver.connection + 1, ..Receiver::default() };
+        }
+        self.recovery = None;
+        self.recover_at = None;
+        self.caught_up = false;
+        self.tasks.clear();
+        self.task_locked = 0;
+        self.task_writing = false;
+        self.task_keys = None;
+        self.finishing.clear();
+    }
+
+    /// Which backend runs this announced transaction.
+    pub(crate) fn backend_of(&self, gid: &Gid) -> Option<u64> {
+        self.backends.iter().find(|(_, b)| b.gid == Some(*gid)).map(|(id, _)| *id)
+    }
+
+    pub(crate) fn owner(&self, key: Key) -> Option<crate::database::Owner> {
+        self.db.locks.get(&key).copied()
+    }
+}
+
+fn core(plan: &Plan, state: Record, seed: u64, restarted: bool) -> Core {
+    let mut membership = Membership::new(state, TIMING, seed, restarted);
+    if plan.shape == Shape::Referee {
+        membership = membership.with_referee();
+    }
+    Core::new(membership, RETRY_US).with_bug(plan.bug)
+}

@@ -1,0 +1,171 @@
+//! Things that take time inside one host: WAL writes, flushes, the state file.
+
+use super::{Op, Packet, Then, World};
+use crate::database::{Change, Owner, Record};
+use mtm_core::{Token, Xid};
+use mtm_generations as generations;
+use mtm_node::{Input, Node};
+
+/// How often a host looks at its connections.
+const POLL_US: u64 = 20_000;
+
+impl World {
+    pub(super) fn operate(&mut self, i: usize, op: Op) {
+        match op {
+            Op::Append(record, then) => self.append(i, record, then),
+            Op::Flushed(lsn, record, then) => self.flushed(i, lsn, &record, then),
+            Op::StateFile(token, record) => self.state_written(i, token, record),
+            Op::Applied(gid) => self.applied(i, gid),
+            Op::Worked(id) => self.worked(i, id),
+            Op::Patience(id) => self.lost_patience(i, id),
+            Op::Recover => {
+                if self.hosts[i].recover_at.is_some_and(|at| at <= self.now.0) {
+                    self.hosts[i].recover_at = None;
+                    self.recover(i);
+                }
+            }
+            Op::Poll => {
+                self.connectivity(i);
+                self.poll_streams(i);
+                self.deliver_held(i);
+                self.catch_up(i);
+                self.keep_house(i);
+                self.measure_table(i);
+                self.op(i, POLL_US, Op::Poll);
+            }
+            Op::ScanDone => self.scan(i),
+        }
+    }
+
+    /// Says which own numbers are used up; now and then writes a syncpoint and a checkpoint.
+    fn keep_house(&mut self, i: usize) {
+        if self.hosts[i].core.membership().is_fenced() {
+            return;
+        }
+        let host = &self.hosts[i];
+        let running = host.backends.iter().find(|(_, b)| b.gid.is_none()).map(|(id, _)| *id);
+        self.feed(i, Input::Horizon(Xid(running.unwrap_or(host.next_xid))));
+        if self.rng.chance(20) {
+            let host = &mut self.hosts[i];
+            let machine = Node::new(&mut host.core, &mut host.slots);
+            let forgotten = *machine.forgotten();
+            let remembered: Option<Vec<_>> = machine.remembered().map(Iterator::collect);
+            let start = host.db.wal.len();
+            self.append_soon(i, Record::Syncpoint(forgotten), Then::Nothing);
+            if let Some(remembered) = remembered {
+                let checkpoint = Record::Checkpoint { start, forgotten, remembered };
+                self.append_soon(i, checkpoint, Then::Nothing);
+            }
+        }
+    }
+
+    pub(super) fn persist(&mut self, i: usize, token: Token, record: generations::Record) {
+        let us = self.disk_us(i);
+        let host = &mut self.hosts[i];
+        host.state_pending.push_back((token, record));
+        let at = (self.now.0 + us).max(host.state_arrives + 1);
+        host.state_arrives = at;
+        self.op(i, at - self.now.0, Op::StateFile(token, record));
+    }
+
+    fn state_written(&mut self, i: usize, token: Token, record: generations::Record) {
+        let host = &mut self.hosts[i];
+        host.state = record;
+        host.persisted = token;
+        host.state_pending.pop_front();
+        let (ready, waiting) = core::mem::take(&mut host.waiting).into_iter().partition(|w| w.0 <= token);
+        host.waiting = waiting;
+        let ready: Vec<_> = ready;
+        for (_, to, message) in ready {
+            self.send(i, to, Packet::Generation(message));
+        }
+        self.feed(i, Input::Generation(generations::Input::Persisted(token)));
+    }
+
+    fn append(&mut self, i: usize, record: Record, then: Then) {
+        let us = self.disk_us(i);
+        let host = &mut self.hosts[i];
+        host.db.wal.push(record.clone());
+        let lsn = host.db.wal.len();
+        if let Record::Announce(gid, keys) = &record {
+            host.db.announced.insert(*gid, keys.clone());
+        }
+        // A flush takes everything before with it, in order.
+        let at = (self.now.0 + us).max(host.disk_arrives + 1);
+        host.disk_arrives = at;
+        self.op(i, at - self.now.0, Op::Flushed(lsn, record, then));
+        if let Then::Announced(gid) = then {
+            self.feed(i, Input::AnnouncementWritten(gid));
+        }
+    }
+
+    fn flushed(&mut self, i: usize, lsn: usize, record: &Record, then: Then) {
+        self.hosts[i].db.flushed = lsn.max(self.hosts[i].db.flushed);
+        let change = self.hosts[i].db.apply(record);
+        match change {
+            Change::Nothing => {}
+            Change::CommittedTwice(gid) => {
+                self.oracle.violated("NoDuplicate", format!("n{} commits {gid} twice", i + 1));
+            }
+            Change::Committed(gid) => self.committed(i, gid, record),
+        }
+        self.release(i, record);
+        match then {
+            Then::Announced(gid) => {
+                self.decode_for_all(i);
+                self.feed(i, Input::AnnouncementDurable(gid));
+            }
+            Then::Committed(gid) => self.feed(i, Input::CommitDurable(gid)),
+            Then::Prepared(gid) => {
+                self.hosts[i].appliers.remove(&gid);
+                self.feed(i, Input::PrepareDurable(gid));
+            }
+            Then::AbortAccepted(gid) => self.feed(i, Input::AbortDurable(gid)),
+            Then::Finished(gid) => {
+                self.hosts[i].finishing.remove(&gid);
+                self.feed(i, Input::Finished(gid));
+            }
+            Then::ParallelSafe(num) => {
+                self.feed(i, Input::Generation(generations::Input::ParallelSafe(num)));
+            }
+            Then::RecoveryDone(gid) => self.task_done(i, gid),
+            Then::Nothing => {}
+        }
+    }
+
+    /// Locks end with the record that ends the transaction.
+    fn release(&mut self, i: usize, record: &Record) {
+        let host = &mut self.hosts[i];
+        match record {
+            Record::Commit(gid, _) => {
+                if let Some(id) = host.backend_of(gid) {
+                    host.db.unlock(Owner::Backend(id));
+                    host.backends.remove(&id);
+                }
+                host.db.unlock(Owner::Recovery);
+            }
+            Record::CommitPrepared(gid, _) | Record::RollbackPrepared(gid) => {
+                host.db.unlock(Owner::Gid(*gid));
+            }
+            Record::Announce(..)
+            | Record::Prepare(..)
+            | Record::AcceptAbort(_)
+            | Record::Install(..)
+            | Record::ParallelSafe(..)
+            | Record::Syncpoint(_)
+            | Record::Checkpoint { .. } => return,
+        }
+        host.locks_changed = true;
+    }
+
+    /// A transaction is durably committed here.
+    fn committed(&mut self, i: usize, gid: mtm_core::Gid, record: &Record) {
+        self.decided_commit(i, gid);
+        if let Record::Commit(_, keys) | Record::CommitPrepared(_, keys) = record {
+            for key in keys {
+                let at = self.hosts[i].db.rows[key].len() - 1;
+                self.oracle.written(*key, at, gid);
+            }
+        }
+    }
+}

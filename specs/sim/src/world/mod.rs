@@ -1,0 +1,385 @@
+//! The simulated world: virtual time, hosts, network, clients.
+
+mod apply;
+mod check;
+mod client;
+mod effect;
+mod fault;
+mod host;
+mod local;
+mod network;
+mod recovery;
+
+use crate::database::{Keys, Record};
+use crate::oracle::{Oracle, Violation};
+use crate::plan::Plan;
+use crate::rng::Rng;
+use host::Host;
+use mtm_core::{GenNum, Gid, Instant, Machine, NodeId, NodeSet, Outbox, Token};
+use mtm_generations as generations;
+use mtm_node::{Effect, Input, Node, PeerMessage};
+use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
+
+/// How much really happened.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Coverage {
+    /// Histories.
+    pub histories: u64,
+    /// Steps of the machines.
+    pub steps: u64,
+    /// Transactions whose client was told that they are committed.
+    pub committed: u64,
+    /// ... that they are aborted everywhere.
+    pub aborted: u64,
+    /// ... nothing, or that nobody knows.
+    pub unknown: u64,
+    /// Transactions that ended before they were announced.
+    pub refused: u64,
+    /// Crashes of one node.
+    pub crashes: u64,
+    /// Messages lost.
+    pub lost_messages: u64,
+    /// Switches to another generation, by all nodes together.
+    pub switches: u64,
+    /// Recoveries completed.
+    pub recoveries: u64,
+    /// Transactions recovery took from a donor: replayed, installed, dropped.
+    pub replayed: u64,
+    /// See `replayed`.
+    pub installed: u64,
+    /// See `replayed`.
+    pub dropped: u64,
+    /// The most transactions in one node's table at once.
+    pub table_max: u64,
+    /// Commits decided by settlement in a later generation.
+    pub settled_commits: u64,
+    /// Aborts decided by settlement in a later generation.
+    pub settled_aborts: u64,
+}
+
+impl Coverage {
+    /// Adds another history's.
+    pub fn add(&mut self, o: &Self) {
+        let Self {
+            histories, steps, committed, aborted, unknown, refused, crashes, lost_messages,
+            switches, recoveries, replayed, installed, dropped, table_max, settled_commits, settled_aborts,
+        } = self;
+        *histories += o.histories;
+        *steps += o.steps;
+        *committed += o.committed;
+        *aborted += o.aborted;
+        *unknown += o.unknown;
+        *refused += o.refused;
+        *crashes += o.crashes;
+        *lost_messages += o.lost_messages;
+        *switches += o.switches;
+        *recoveries += o.recoveries;
+        *replayed += o.replayed;
+        *installed += o.installed;
+        *dropped += o.dropped;
+        *table_max = o.table_max.max(*table_max);
+        *settled_commits += o.settled_commits;
+        *settled_aborts += o.settled_aborts;
+    }
+}
+
+/// What a history came to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Verdict {
+    /// The same seed gives the same hash.
+    pub trace_hash: u64,
+    /// What was wrong, and when.
+    pub violation: Option<(u64, Violation)>,
+    /// What happened.
+    pub coverage: Coverage,
+    /// The story, if it was asked for.
+    pub story: Vec<String>,
+}
+
+/// What travels between hosts.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Packet {
+    Generation(generations::Message),
+    Peer(PeerMessage),
+}
+
+/// What to tell the machine when a WAL record is durable.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Then {
+    Announced(Gid),
+    Committed(Gid),
+    Prepared(Gid),
+    AbortAccepted(Gid),
+    Finished(Gid),
+    ParallelSafe(GenNum),
+    RecoveryDone(Gid),
+    Nothing,
+}
+
+/// Something that goes on inside one host.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Op {
+    Append(Record, Then),
+    Flushed(usize, Record, Then),
+    StateFile(Token, generations::Record),
+    /// The referee's part of a generation change.
+    Applied(Gid),
+    /// A backend has done its statements.
+    Worked(u64),
+    /// A client loses patience.
+    Patience(u64),
+    Recover,
+    /// Looks at connections.
+    Poll,
+    ScanDone,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Event {
+    Arrive(usize, usize, Packet),
+    /// The sender's WAL is decoded for a receiver.
+    Decode(usize, usize),
+    /// A transaction arrives in a stream of this connection.
+    Item { from: usize, to: usize, connection: u64, gid: Gid, keys: Keys },
+    Wake(usize, u64),
+    /// In this life of the host.
+    Op(usize, u64, Op),
+    Begin(usize),
+    Fault(usize),
+}
+
+pub(crate) struct World {
+    plan: Plan,
+    now: Instant,
+    rng: Rng,
+    queue: BTreeMap<(u64, u64), Event>,
+    queued: u64,
+    hosts: Vec<Host>,
+    /// `cut[a][b]`: nothing from a reaches b.
+    cut: Vec<Vec<bool>>,
+    loss_percent: u64,
+    healing: bool,
+    /// After healing every node has run one more transaction.
+    probed: bool,
+    oracle: Oracle,
+    coverage: Coverage,
+    trace: Fnv,
+    story: Option<Vec<String>>,
+}
+
+/// How long convergence may take.
+const HEAL_US: u64 = 20_000_000;
+
+/// Runs the history of a plan; `tell` keeps its story.
+pub fn run(plan: &Plan, tell: bool) -> Verdict {
+    let mut world = World::new(plan.clone(), tell);
+    world.run();
+    world.verdict()
+}
+
+pub(crate) fn node(i: usize) -> NodeId {
+    NodeId::new(i as u8 + 1).expect("few nodes")
+}
+
+impl World {
+    fn new(plan: Plan, tell: bool) -> Self {
+        let n = plan.shape.nodes();
+        let mut rng = Rng::new(plan.seed ^ 0x5EED);
+        let hosts = (0..n).map(|i| Host::new(i, &plan, rng.next())).collect();
+        let mut world = Self {
+            now: Instant(0),
+            rng,
+            queue: BTreeMap::new(),
+            queued: 0,
+            hosts,
+            cut: vec![vec![false; n]; n],
+            loss_percent: 0,
+            healing: false,
+            probed: false,
+            oracle: Oracle::default(),
+            coverage: Coverage { histories: 1, ..Coverage::default() },
+            trace: Fnv::default(),
+            story: tell.then(Vec::new),
+            plan,
+        };
+        for i in 0..n {
+            world.op(i, 0, Op::Poll);
+            world.schedule_wake(i);
+        }
+        for (at, which) in world.plan.faults.iter().map(|(at, _)| *at).zip(0..).collect::<Vec<_>>() {
+            world.at(at, Event::Fault(which));
+        }
+        for (at, which) in world.plan.transactions.iter().map(|t| t.at_us).zip(0..).collect::<Vec<_>>() {
+            world.at(at, Event::Begin(which));
+        }
+        world
+    }
+
+    fn run(&mut self) {
+        let heal_at = self.plan.heal_at_us;
+        let mut next_look = heal_at;
+        while let Some(((at, _), event)) = self.queue.pop_first() {
+            if at >= heal_at && !self.healing {
+                self.now = Instant(heal_at);
+                self.heal();
+            }
+            if self.healing && at >= next_look {
+                if self.converged().is_ok() {
+                    if self.probed && self.forgotten().is_ok() {
+                        break;
+                    }
+                    self.probe();
+                }
+                next_look = at + 50_000;
+            }
+            if at > heal_at + HEAL_US || self.oracle.violation.is_some() {
+                break;
+            }
+            self.now = Instant(at);
+            self.handle(event);
+            for i in 0..self.hosts.len() {
+                while core::mem::take(&mut self.hosts[i].locks_changed) {
+                    self.pump(i);
+                }
+            }
+        }
+        if self.oracle.violation.is_none() {
+            self.final_checks();
+        }
+    }
+
+    fn verdict(self) -> Verdict {
+        Verdict {
+            trace_hash: self.trace.finish(),
+            violation: self.oracle.violation.map(|v| (self.now.0, v)),
+            coverage: self.coverage,
+            story: self.story.unwrap_or_default(),
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Arrive(from, to, packet) => self.arrive(from, to, packet),
+            Event::Decode(from, to) => self.decode(from, to),
+            Event::Item { from, to, connection, gid, keys } => {
+                self.item(from, to, connection, gid, keys);
+            }
+            Event::Wake(i, at) => {
+                if self.hosts[i].wake_at == Some(at) {
+                    self.hosts[i].wake_at = None;
+                    self.feed(i, Input::Generation(generations::Input::Wake));
+                }
+            }
+            Event::Op(i, life, op) => {
+                if self.hosts[i].life == life && self.hosts[i].up {
+                    self.operate(i, op);
+                }
+            }
+            Event::Begin(which) => self.begin(which),
+            Event::Fault(which) => {
+                let fault = self.plan.faults[which].1;
+                if !self.healing {
+                    self.fault(fault);
+                }
+            }
+        }
+    }
+
+    fn at(&mut self, at: u64, event: Event) {
+        self.queued += 1;
+        self.queue.insert((at, self.queued), event);
+    }
+
+    fn after(&mut self, us: u64, event: Event) {
+        self.at(self.now.0 + us, event);
+    }
+
+    fn op(&mut self, i: usize, us: u64, op: Op) {
+        let life = self.hosts[i].life;
+        self.after(us, Event::Op(i, life, op));
+    }
+
+    fn tell(&mut self, line: impl FnOnce() -> String) {
+        if let Some(story) = &mut self.story {
+            story.push(format!("{:>10.3} ms  {}", self.now.0 as f64 / 1000.0, line()));
+        }
+    }
+
+    /// One step of a host's machine, and what it asks for.
+    fn feed(&mut self, i: usize, input: Input) {
+        if !self.hosts[i].up {
+            return;
+        }
+        (self.now, i, input).hash(&mut self.trace);
+        self.coverage.steps += 1;
+        if !matches!(input, Input::Generation(_)) {
+            self.tell(|| format!("n{}  <- {input:?}", i + 1));
+        }
+        let mut out = Outbox::new();
+        let host = &mut self.hosts[i];
+        let mut machine = Node::new(&mut host.core, &mut host.slots);
+        let result = machine.step(self.now, input, &mut out);
+        // What a ParallelSafe record says is taken in the same step (the driver holds the lock).
+        let safe = |e: &Effect| matches!(e, Effect::WriteParallelSafe(_));
+        let held: Vec<(Gid, bool)> = if out.as_slice().iter().any(safe) {
+            machine.held().collect()
+        } else {
+            Vec::new()
+        };
+        if let Err(misuse) = result {
+            self.oracle.violated("NoMisuse", format!("n{}: {input:?}: {misuse}", i + 1));
+            return;
+        }
+        for effect in out.drain() {
+            self.effect(i, effect, &held);
+        }
+        self.schedule_wake(i);
+        self.check_host(i);
+    }
+
+    fn schedule_wake(&mut self, i: usize) {
+        let host = &mut self.hosts[i];
+        let machine = Node::new(&mut host.core, &mut host.slots);
+        let Some(at) = machine.deadline() else { return };
+        let at = at.0.max(self.now.0 + 1);
+        if host.wake_at.is_none_or(|old| at < old) {
+            host.wake_at = Some(at);
+            self.at(at, Event::Wake(i, at));
+        }
+    }
+
+    fn serves(&self, i: usize) -> bool {
+        self.hosts[i].up && self.hosts[i].core.membership().is_online()
+    }
+
+    fn current(&self, i: usize) -> mtm_generations::Elected {
+        *self.hosts[i].core.membership().current()
+    }
+
+    fn all(&self) -> NodeSet {
+        NodeSet::first(self.hosts.len() as u8)
+    }
+}
+
+/// FNV-1a, the same on every platform and in every run.
+#[derive(Clone, Copy, Debug)]
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xCBF2_9CE4_8422_2325)
+    }
+}
+
+impl Hasher for Fnv {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x100_0000_01B3);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Messages, connectivity, streams.
+
+use super::{Event, Packet, World, node};
+use crate::database::{Keys, Record};
+use crate::plan::Slowness;
+use mtm_core::{Gid, NodeSet};
+use mtm_generations as generations;
+use mtm_node::Input;
+
+/// A peer that was not heard of for so long is not connected.
+const SILENCE_US: u64 = 200_000;
+/// While healing.
+pub(super) const QUICK: Slowness = Slowness { percent: 2, max_us: 20_000 };
+
+impl World {
+    pub(super) fn send(&mut self, from: usize, to: NodeSet, packet: Packet) {
+        for peer in to.intersection(self.all()) {
+            let to = peer.index();
+            if to == from {
+                continue;
+            }
+            self.tell_packet(from, to, &packet);
+            let copies = if !self.healing && self.rng.chance(2) { 2 } else { 1 };
+            for _ in 0..copies {
+                if self.cut[from][to] || self.rng.chance(self.loss_percent) {
+                    self.coverage.lost_messages += 1;
+                    continue;
+                }
+                let us = self.latency();
+                self.after(us, Event::Arrive(from, to, packet));
+            }
+        }
+    }
+
+    fn tell_packet(&mut self, from: usize, to: usize, packet: &Packet) {
+        if !matches!(packet, Packet::Generation(generations::Message::Status { .. })) {
+            let packet = *packet;
+            self.tell(|| format!("n{} -> n{}  {packet:?}", from + 1, to + 1));
+        }
+    }
+
+    pub(super) fn latency(&mut self) -> u64 {
+        let latency = if self.healing { QUICK } else { self.plan.latency };
+        latency.draw(&mut self.rng, 50, 1_500)
+    }
+
+    pub(super) fn arrive(&mut self, from: usize, to: usize, packet: Packet) {
+        if !self.hosts[to].up {
+            return;
+        }
+        let now = self.now;
+        self.hosts[to].heard.insert(node(from), now);
+        self.connectivity(to);
+        let from = node(from);
+        let input = match packet {
+            Packet::Generation(message) => {
+                Input::Generation(generations::Input::Message { from, message })
+            }
+            Packet::Peer(message) => Input::Message { from, message },
+        };
+        self.feed(to, input);
+    }
+
+    /// Who is heard changes with time and with every message.
+    pub(super) fn connectivity(&mut self, i: usize) {
+        let host = &self.hosts[i];
+        let fresh = |at: &mtm_core::Instant| self.now.since(*at) < SILENCE_US;
+        let heard: NodeSet = host.heard.iter().filter(|(_, at)| fresh(at)).map(|(n, _)| *n).collect();
+        let heard = heard.with(node(i));
+        if heard != host.connected {
+            self.hosts[i].connected = heard;
+            self.feed(i, Input::Generation(generations::Input::Connected(heard)));
+        }
+    }
+
+    fn linked(&self, a: usize, b: usize) -> bool {
+        self.hosts[a].up && self.hosts[b].up && !self.cut[a][b] && !self.cut[b][a]
+    }
+
+    /// Opens or loses the streams of a host; also asks for what was not decoded yet.
+    pub(super) fn poll_streams(&mut self, i: usize) {
+        for peer in (0..self.hosts.len()).filter(|&p| p != i) {
+            let linked = self.linked(peer, i);
+            let back = self.rng.below(8) as usize;
+            let receiver = &mut self.hosts[i].receivers[peer];
+            if receiver.connected != linked {
+                receiver.connected = linked;
+                receiver.connection += 1;
+                // At least once: a stream begins again somewhat earlier.
+                receiver.at = receiver.at.saturating_sub(back);
+                receiver.held.clear();
+            }
+            if linked {
+                self.after(1, Event::Decode(peer, i));
+            }
+        }
+    }
+
+    /// A walsender decodes what is new in the flushed WAL: announcements of its own node whose
+    /// transaction is still in progress.
+    pub(super) fn decode(&mut self, from: usize, to: usize) {
+        if !self.linked(from, to) || !self.hosts[to].receivers[from].connected {
+            return;
+        }
+        let flushed = self.hosts[from].db.flushed;
+        let start = self.hosts[to].receivers[from].at.min(flushed);
+        self.hosts[to].receivers[from].at = flushed;
+        for at in start..flushed {
+            let Record::Announce(gid, keys) = self.hosts[from].db.wal[at].clone() else { continue };
+            if self.hosts[from].backend_of(&gid).is_none() {
+                continue;
+            }
+            let us = self.latency();
+            let arrives = (self.now.0 + us).max(self.hosts[to].receivers[from].arrives);
+            let receiver = &mut self.hosts[to].receivers[from];
+            receiver.arrives = arrives;
+            let connection = receiver.connection;
+            self.at(arrives, Event::Item { from, to, connection, gid, keys });
+        }
+    }
+
+    pub(super) fn item(&mut self, from: usize, to: usize, connection: u64, gid: Gid, keys: Keys) {
+        let host = &mut self.hosts[to];
+        if !host.up || host.receivers[from].connection != connection {
+            return;
+        }
+        let receiver = &mut host.receivers[from];
+        if !receiver.held.is_empty() {
+            receiver.held.push_back((gid, keys));
+            return;
+        }
+        self.deliver(to, gid, keys);
+    }
+
+    pub(super) fn deliver(&mut self, i: usize, gid: Gid, keys: Keys) {
+        self.hosts[i].rows_of.insert(gid, keys);
+        self.feed(i, Input::Delivered(gid));
+    }
+
+    /// What was held is delivered again, in order, after a change of generation or status.
+    pub(super) fn deliver_held(&mut self, i: usize) {
+        for peer in 0..self.hosts.len() {
+            let held = core::mem::take(&mut self.hosts[i].receivers[peer].held);
+            for (gid, keys) in held {
+                self.deliver(i, gid, keys);
+            }
+        }
+    }
+}

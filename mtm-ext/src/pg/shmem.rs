@@ -94,8 +94,10 @@ pub struct Part {
     pub participant: Participant,
     /// End of its announcement in its origin's log; `Lsn(0)` if unknown.
     pub lsn: Lsn,
-    /// The apply worker that has it.
+    /// The process that has it, an apply worker in most cases.
     pub worker: ProcNo,
+    /// Whether that process carries the decision out: nobody else may.
+    pub taken: bool,
     /// When it got into this state, or when its origin was last asked; monotonic us.
     pub asked_us: u64,
     /// Set when it lost a conflict here: against this transaction of this node.

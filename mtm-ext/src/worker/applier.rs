@@ -85,6 +85,7 @@ fn release() {
             .map(|gid| {
                 let step = table.get_mut(&gid).map(|part| {
                     part.worker = proc::NO_PROC;
+                    part.taken = false;
                     part.participant.failed()
                 });
                 (gid, step)
@@ -299,7 +300,11 @@ fn await_decision(gid: &Gid) {
     loop {
         let state = shmem::participants(|table| {
             // Whoever heard the decision may have taken the transaction.
-            table.get_mut(gid).filter(|part| part.worker == me).map(|p| p.participant.state())
+            let part = table.get_mut(gid).filter(|part| part.worker == me)?;
+            let state = part.participant.state();
+            part.taken =
+                matches!(state, ParticipantState::Committing | ParticipantState::RollingBack);
+            Some(state)
         });
         match state {
             Some(ParticipantState::Committing) => return resolver::finish(gid, true),

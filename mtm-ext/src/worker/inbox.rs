@@ -127,9 +127,11 @@ fn claim(gid: &Gid, worker: proc::ProcNo) -> bool {
     shmem::participants(|table| match table.get_mut(gid) {
         Some(part)
             if part.worker == worker
+                && !part.taken
                 && part.participant.state() == ParticipantState::Committing =>
         {
             part.worker = me;
+            part.taken = true;
             true
         }
         _ => false,
@@ -145,6 +147,7 @@ fn closed() {
         for gid in claimed {
             if let Some(part) = table.get_mut(&gid) {
                 part.worker = proc::NO_PROC;
+                part.taken = false;
             }
         }
     });
@@ -256,6 +259,7 @@ fn ask_abort(from: NodeId, gid: &Gid) {
             participant: Participant::new(),
             lsn: mtm_core::Lsn(0),
             worker: proc::NO_PROC,
+            taken: false,
             asked_us: proc::now().0,
             lost_to: None,
         };

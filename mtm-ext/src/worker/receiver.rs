@@ -283,6 +283,7 @@ impl Receiver {
                 participant: Participant::new(),
                 lsn,
                 worker: proc::NO_PROC,
+                taken: false,
                 asked_us: now,
                 lost_to: None,
             };

@@ -3,7 +3,7 @@
 
 use crate::dmq;
 use crate::pg::shmem::{self, Part};
-use crate::pg::{bgworker, proc, sqlrun, twophase, xact};
+use crate::pg::{bgworker, pipe, proc, sqlrun, twophase, xact};
 use core::sync::atomic::Ordering;
 use mtm_core::{Gid, Lsn};
 use mtm_node::message::Message;
@@ -24,6 +24,10 @@ pub fn run() {
         header.recovered.store(1, Ordering::Release);
         proc::wake(header.monitor.load(Ordering::Acquire));
     }
+    pipe::with_exit_hook(serve, release);
+}
+
+fn serve() {
     loop {
         bgworker::handle_signals();
         finish_orphans();
@@ -55,6 +59,7 @@ fn collect_prepared() {
                 participant: Participant::found_prepared(),
                 lsn: Lsn(0),
                 worker: proc::NO_PROC,
+                taken: false,
                 asked_us: 0,
             lost_to: None,
             };
@@ -76,9 +81,35 @@ fn finish_orphans() {
         };
         table.iter().filter_map(pick).collect()
     });
+    let me = proc::my_procno();
     for (gid, commit) in decided {
-        finish(&gid, commit);
+        let taken = shmem::participants(|table| match table.get_mut(&gid) {
+            Some(part) if part.worker == proc::NO_PROC && !part.taken => {
+                part.worker = me;
+                part.taken = true;
+                true
+            }
+            _ => false,
+        });
+        if taken {
+            finish(&gid, commit);
+        }
     }
+}
+
+/// At the resolver's end: what it has not finished is for the next one.
+fn release() {
+    let me = proc::my_procno();
+    shmem::participants(|table| {
+        let mine: Vec<Gid> =
+            table.iter().filter(|(_, part)| part.worker == me).map(|(gid, _)| *gid).collect();
+        for gid in mine {
+            if let Some(part) = table.get_mut(&gid) {
+                part.worker = proc::NO_PROC;
+                part.taken = false;
+            }
+        }
+    });
 }
 
 /// COMMIT PREPARED or ROLLBACK PREPARED, and what follows from it.
@@ -94,6 +125,7 @@ pub fn finish_with(gid: &Gid, end: impl FnOnce()) {
     let step = shmem::participants(|table| {
         table.get_mut(gid).map(|part| {
             part.worker = proc::NO_PROC;
+            part.taken = false;
             part.participant.finished()
         })
     });

@@ -11,6 +11,8 @@ const EXPECTED: &[&str] = &[
     "ERROR: deadlock detected",
     // The same, where it was found by an apply worker; its transaction's client was told.
     "ERROR: canceling statement due to user request",
+    "ERROR: insert or update on table \"soak_child\" violates foreign key",
+    "ERROR: update or delete on table \"soak_parent\" violates foreign key",
     // The clients roll back after every error, whether it was in a transaction block or not.
     "WARNING: there is no transaction in progress",
     // Once per table.

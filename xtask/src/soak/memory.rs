@@ -169,7 +169,8 @@ fn kind(pid: i32) -> String {
         }
         .into();
     }
-    title
-        .trim_end_matches(|c: char| c.is_ascii_digit() || c == ' ')
-        .to_owned()
+    let words = title
+        .split_whitespace()
+        .take_while(|word| !word.starts_with(|c: char| c.is_ascii_digit()));
+    words.collect::<Vec<_>>().join(" ")
 }

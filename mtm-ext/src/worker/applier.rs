@@ -34,6 +34,9 @@ fn prepare_session() {
     bgworker::set_config(c"statement_timeout", c"0");
     bgworker::set_config(c"lock_timeout", c"0");
     bgworker::set_config(c"synchronous_commit", c"local");
+    // Whatever users get by default: what is checked here must see what others have committed.
+    bgworker::set_config(c"default_transaction_isolation", c"read committed");
+    bgworker::set_config(c"default_transaction_read_only", c"off");
 }
 
 fn serve(slot: usize) {

@@ -31,6 +31,7 @@ checks!("integrity":
     parent_is_seen_at_once,
     freed_parent_is_seen_at_once,
     busy_parent_is_not_waited_for,
+    users_defaults_do_not_matter,
     no_orphans_under_load,
     values_swapped,
     duplicates_among_nodes,
@@ -549,6 +550,43 @@ fn busy_parent_is_not_waited_for(a: &Arena) -> Result<()> {
     }
     holder.run("COMMIT")?;
     a.expect("SELECT v, (SELECT count(*) FROM i_busy_c) FROM i_busy", "1,2")
+}
+
+/// What transactions are by default is for users' sessions, not for what applies.
+fn users_defaults_do_not_matter(a: &Arena) -> Result<()> {
+    a.run(
+        1,
+        "CREATE TABLE i_def(id int PRIMARY KEY); CREATE TABLE i_def_c(id int PRIMARY KEY, parent int REFERENCES i_def);
+         INSERT INTO i_def SELECT generate_series(1, 10); INSERT INTO i_def_c VALUES (100, 10)",
+    )?;
+    let set = |verb: &str, values: [&str; 2]| -> Result<()> {
+        for id in a.ids() {
+            for (name, value) in ["default_transaction_isolation", "default_transaction_read_only"].iter().zip(values) {
+                a.run(id, &format!("ALTER SYSTEM {verb} {name}{value}"))?;
+            }
+            a.run(id, "SELECT pg_reload_conf()")?;
+        }
+        Ok(())
+    };
+    set("SET", [" = 'repeatable read'", " = on"])?;
+    let work = || -> Result<()> {
+        for node in a.ids() {
+            let session = a.on(node)?;
+            session.run("SET default_transaction_read_only = off; SET multimaster.wait_peer_commits = off")?;
+            for n in 0..20 {
+                let id = node * 1000 + n;
+                session.run(&format!("INSERT INTO i_def VALUES ({id})"))?;
+                session.run(&format!("INSERT INTO i_def_c VALUES ({id}, {id})"))?;
+                session.run(&format!("DELETE FROM i_def_c WHERE id = {id}"))?;
+                session.run(&format!("DELETE FROM i_def WHERE id = {id}"))?;
+            }
+        }
+        Ok(())
+    };
+    let worked = work();
+    // ALTER SYSTEM is possible in a read-only transaction.
+    set("RESET", ["", ""])?;
+    worked
 }
 
 /// Parents come and go on two nodes while children are stored, moved and deleted; three kinds of

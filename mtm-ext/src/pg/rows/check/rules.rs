@@ -45,7 +45,8 @@ unsafe fn rule(trigger: *mut pg_sys::Trigger) -> Option<Rule> {
     // SAFETY: the caller's promise.
     let t = unsafe { &*trigger };
     // What was switched off by ALTER TABLE was not checked on the origin either.
-    if !t.tgisinternal || t.tgenabled as u8 == pg_sys::TRIGGER_DISABLED {
+    let enabled = t.tgenabled as u8;
+    if !t.tgisinternal || [pg_sys::TRIGGER_DISABLED, pg_sys::TRIGGER_FIRES_ON_REPLICA].contains(&enabled) {
         return None;
     }
     let parent = (Want::Parent, t.tgconstraint);

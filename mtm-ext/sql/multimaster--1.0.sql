@@ -10,12 +10,17 @@ CREATE FUNCTION mtm.init_cluster(my_conninfo text, peers_conninfo text[]) RETURN
 COMMENT ON FUNCTION mtm.init_cluster(text, text[]) IS
     'makes a cluster of this node and its peers';
 
-CREATE FUNCTION mtm.check_node(n int) RETURNS text[]
-    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'check_node_wrapper';
-CREATE FUNCTION mtm.configure_node(cluster_id text, node_id int, conninfos text[]) RETURNS void
-    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'configure_node_wrapper';
+-- The steps of init_cluster on each node.
+CREATE FUNCTION mtm.check_connection(conninfo text, server text) RETURNS text
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'check_connection_wrapper';
+CREATE FUNCTION mtm.prepare_node(cluster_id text, node_id int, conninfos text[]) RETURNS text[]
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'prepare_node_wrapper';
+CREATE FUNCTION mtm.activate_node() RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'activate_node_wrapper';
 CREATE FUNCTION mtm.unconfigure_node() RETURNS void
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'unconfigure_node_wrapper';
+COMMENT ON FUNCTION mtm.unconfigure_node() IS
+    'takes this node out of a cluster that could not be completed';
 
 CREATE PROCEDURE mtm.dmq_receive(from_node int, cluster_id text)
     LANGUAGE c AS 'MODULE_PATHNAME', 'dmq_receive_wrapper';
@@ -54,8 +59,9 @@ CREATE FUNCTION mtm.alter_sequences() RETURNS bool
 COMMENT ON FUNCTION mtm.alter_sequences() IS 'gives every node its share of every sequence';
 REVOKE ALL ON FUNCTION mtm.adjust_sequences(), mtm.alter_sequences() FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION mtm.init_cluster(text, text[]), mtm.check_node(int),
-    mtm.configure_node(text, int, text[]), mtm.unconfigure_node(), mtm.nodes() FROM PUBLIC;
+REVOKE ALL ON FUNCTION mtm.init_cluster(text, text[]), mtm.check_connection(text, text),
+    mtm.prepare_node(text, int, text[]), mtm.activate_node(), mtm.unconfigure_node(), mtm.nodes()
+    FROM PUBLIC;
 REVOKE ALL ON PROCEDURE mtm.dmq_receive(int, text) FROM PUBLIC;
 REVOKE ALL ON mtm.cluster_nodes FROM PUBLIC;
 GRANT USAGE ON SCHEMA mtm TO PUBLIC;

@@ -89,19 +89,33 @@ impl Drop for Superuser {
     }
 }
 
-/// Gives this node its share of every permanent sequence of the database.
-pub(crate) fn adjust_all() {
+/// Gives a node its share of every permanent sequence of the database; this node's if nothing is
+/// said.
+pub(crate) fn adjust_all(of: Option<Share>) {
+    let Some(share) = of.or_else(share) else { return };
     let _superuser = Superuser::begin();
-    let all = Spi::connect_mut(|client| {
-        client.update(FORGET_DROPPED, None, &[])?;
-        let rows = client.update("SELECT seqrelid FROM pg_catalog.pg_sequence", None, &[])?;
-        rows.map(|row| row.get::<pg_sys::Oid>(1)).collect::<Result<Vec<_>, _>>()
-    });
-    let all = all.unwrap_or_else(|e| ereport_spi(&e));
-    let Some(share) = share() else { return };
-    for relid in all.into_iter().flatten() {
+    for relid in listed("SELECT seqrelid FROM pg_catalog.pg_sequence") {
         adjust(relid, share);
     }
+}
+
+/// Gives every sequence back the definition its user knows.
+pub(crate) fn restore_all() {
+    let _superuser = Superuser::begin();
+    for relid in listed("SELECT sequence FROM mtm.sequence_definitions") {
+        if is_permanent_sequence(relid) {
+            restore(relid);
+        }
+    }
+}
+
+fn listed(query: &str) -> Vec<pg_sys::Oid> {
+    let found = Spi::connect_mut(|client| {
+        client.update(FORGET_DROPPED, None, &[])?;
+        let rows = client.update(query, None, &[])?;
+        rows.map(|row| row.get::<pg_sys::Oid>(1)).collect::<Result<Vec<_>, _>>()
+    });
+    found.unwrap_or_else(|e| ereport_spi(&e)).into_iter().flatten().collect()
 }
 
 const FORGET_DROPPED: &str = "DELETE FROM mtm.sequence_definitions d WHERE NOT EXISTS \
@@ -130,6 +144,10 @@ pub(crate) fn open(relid: pg_sys::Oid) {
         return;
     }
     let _superuser = Superuser::begin();
+    restore(relid);
+}
+
+fn restore(relid: pg_sys::Oid) {
     lock(relid);
     let Some(record) = recorded(relid) else { return };
     if record.in_catalog() == Some(definition(relid)) {

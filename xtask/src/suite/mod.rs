@@ -16,6 +16,7 @@ mod peers;
 mod rows;
 mod schema;
 mod sequences;
+mod settings;
 mod tables;
 mod twophase;
 
@@ -70,6 +71,7 @@ const GROUPS: &[&[Check]] = &[
     conflicts::CHECKS,
     large::CHECKS,
     peers::CHECKS,
+    settings::CHECKS,
 ];
 
 /// How to run the checks.

@@ -42,6 +42,11 @@ COMMENT ON FUNCTION mtm.nodes() IS 'all nodes of the cluster as this one sees th
 
 CREATE VIEW mtm.cluster_nodes AS SELECT id, conninfo, is_self FROM mtm.nodes();
 
+CREATE FUNCTION mtm.make_table_local(relation regclass) RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'make_table_local_wrapper';
+COMMENT ON FUNCTION mtm.make_table_local(regclass) IS
+    'keeps the rows of a table on each node from now on';
+
 CREATE TABLE mtm.sequence_definitions (
     sequence oid PRIMARY KEY, node int NOT NULL, stride int NOT NULL, start bigint NOT NULL,
     increment bigint NOT NULL, min bigint NOT NULL, max bigint NOT NULL, cycle boolean NOT NULL);

@@ -5,7 +5,7 @@ mod node;
 pub mod requirements;
 mod view;
 
-use crate::pg::{pipe, shmem, sqlrun};
+use crate::pg::{ddl, pipe, shmem, sqlrun};
 use crate::{report, worker};
 use core::sync::atomic::Ordering;
 use mtm_core::NodeId;
@@ -59,4 +59,11 @@ fn dmq_receive(from_node: i32, cluster_id: &str) {
     }
     pipe::leave_snapshot();
     worker::accept_pipe(from);
+}
+
+/// Keeps the rows of a table on each node from now on.
+#[pg_extern]
+fn make_table_local(relation: pgrx::pg_sys::Oid) {
+    require_preload();
+    ddl::make_local(relation);
 }

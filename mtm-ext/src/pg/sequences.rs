@@ -256,6 +256,12 @@ fn names(relid: pg_sys::Oid) -> (Vec<u8>, Vec<u8>) {
     }
 }
 
+/// A relation's name with its schema, quoted where needed.
+pub(crate) fn qualified_name(relid: pg_sys::Oid) -> Vec<u8> {
+    let (schema, name) = names(relid);
+    parse::qualified(&[schema, name])
+}
+
 fn is_permanent_sequence(relid: pg_sys::Oid) -> bool {
     // SAFETY: a cache look-up; 0 when there is no such relation.
     let kind = unsafe { pg_sys::get_rel_relkind(relid) };
@@ -323,10 +329,9 @@ fn position(relid: pg_sys::Oid) -> Position {
 
 /// Writes a definition, and a position if given, into catalog and sequence.
 fn alter(relid: pg_sys::Oid, to: &Definition, at: Option<Position>) {
-    let (schema, name) = names(relid);
     let Definition { start, increment, min, max, .. } = to;
     let mut text = b"ALTER SEQUENCE ".to_vec();
-    text.extend_from_slice(&parse::qualified(&[schema, name]));
+    text.extend_from_slice(&qualified_name(relid));
     let options =
         format!(" INCREMENT BY {increment} MINVALUE {min} MAXVALUE {max} START WITH {start}");
     text.extend_from_slice(options.as_bytes());

@@ -16,6 +16,7 @@ pub(crate) fn init() {
         pg_sys::ProcessUtility_hook = Some(process_utility);
     }
     relations::init();
+    super::local::init();
     setval::init();
 }
 

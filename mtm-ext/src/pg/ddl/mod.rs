@@ -12,6 +12,7 @@ mod apply;
 mod capture;
 mod context;
 mod hook;
+mod local;
 mod message;
 pub(crate) mod parse;
 mod prepared;
@@ -24,6 +25,7 @@ mod temporary;
 
 pub(crate) use apply::apply;
 pub(crate) use hook::init;
+pub(crate) use local::{is_local, make_local};
 pub(crate) use message::{emit, note_unchecked};
 pub(crate) use session::{mark_replicable, replicates, share};
 
@@ -52,9 +54,6 @@ const TABLES: &str = "SELECT oid, oid::pg_catalog.regclass::text FROM pg_catalog
 /// Tables among these that nothing identifies rows of get REPLICA IDENTITY FULL, on every node by
 /// itself: PostgreSQL would log no old row for them, and nobody could tell which one was meant.
 fn identify_rows(relations: &[pgrx::pg_sys::Oid], warn: bool) {
-    if crate::guc::IGNORE_TABLES_WITHOUT_PK.get() {
-        return;
-    }
     for &relation in relations.iter().filter(|relation| crate::pg::xact::is_logged_table(**relation)) {
         // SAFETY: after the statement, inside its transaction.
         if unsafe { crate::pg::rows::ensure_replica_identity(relation) } && warn {

@@ -198,7 +198,6 @@ const KNOWN_GAPS: &[(&str, &str)] = &[
         "schema::sequences_as_objects",
         "ALTER SEQUENCE ... INCREMENT of a used sequence does not exchange positions",
     ),
-    ("ddl::roles_and_grants", "each node salts a password by itself, so verifiers differ"),
 ];
 
 fn known_gap(check: &Check) -> Option<&'static str> {

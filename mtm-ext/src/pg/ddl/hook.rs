@@ -39,6 +39,9 @@ unsafe extern "C-unwind" fn process_utility(
     let derived =
         in_script || context == pg_sys::ProcessUtilityContext::PROCESS_UTILITY_SUBCOMMAND;
 
+    // SAFETY: the server's arguments.
+    let hashed = if origin { unsafe { super::role::with_verifier(pstmt) } } else { None };
+    let pstmt = hashed.unwrap_or(pstmt);
     let mut captured = None;
     if origin || applying {
         // SAFETY: the server's arguments.

@@ -73,6 +73,13 @@ unsafe extern "C-unwind" fn relabel(object: *const pg_sys::ObjectAddress, label:
     let is_table = class == pg_sys::RelationRelationId
         && column == 0
         && (kind == pg_sys::RELKIND_RELATION || kind == pg_sys::RELKIND_PARTITIONED_TABLE);
+    if is_table && relation.to_u32() < pg_sys::FirstNormalObjectId {
+        pgrx::ereport!(
+            ERROR,
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "permission denied: this is a system catalog"
+        );
+    }
     // SAFETY: NULL or a C string.
     let known = label.is_null() || unsafe { CStr::from_ptr(label) } == LOCAL;
     if !is_table || !known {

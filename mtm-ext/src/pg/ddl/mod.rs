@@ -18,6 +18,7 @@ pub(crate) mod parse;
 mod prepared;
 mod relations;
 mod rewrite;
+mod role;
 mod session;
 mod setval;
 mod table_as;

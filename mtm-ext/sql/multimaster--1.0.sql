@@ -57,12 +57,15 @@ CREATE FUNCTION mtm.setval(regclass, bigint) RETURNS bigint
     LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mtm_setval2_wrapper';
 CREATE FUNCTION mtm.setval(regclass, bigint, boolean) RETURNS bigint
     LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mtm_setval3_wrapper';
-CREATE FUNCTION mtm.adjust_sequences() RETURNS void
+CREATE FUNCTION mtm.sequence_floors(OUT name text, OUT used bigint) RETURNS SETOF record
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'sequence_floors_wrapper';
+CREATE FUNCTION mtm.adjust_sequences(names text[], low bigint[], high bigint[]) RETURNS void
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'adjust_sequences_wrapper';
 CREATE FUNCTION mtm.alter_sequences() RETURNS bool
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'alter_sequences_wrapper';
 COMMENT ON FUNCTION mtm.alter_sequences() IS 'gives every node its share of every sequence';
-REVOKE ALL ON FUNCTION mtm.adjust_sequences(), mtm.alter_sequences() FROM PUBLIC;
+REVOKE ALL ON FUNCTION mtm.sequence_floors(), mtm.alter_sequences(),
+    mtm.adjust_sequences(text[], bigint[], bigint[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION mtm.init_cluster(text, text[]), mtm.check_connection(text, text),
     mtm.prepare_node(text, int, text[]), mtm.activate_node(), mtm.unconfigure_node(), mtm.nodes()

@@ -390,33 +390,6 @@ fn check_connection(conninfo: &str, server: &str) -> Option<String> {
     }
 }
 
-/// Gives this node its share of every sequence.
-#[pg_extern]
-fn adjust_sequences() {
-    crate::pg::sequences::adjust_all(None);
-}
-
-/// Gives every node its share of every sequence.
-#[pg_extern]
-fn alter_sequences() -> bool {
-    super::require_preload();
-    for node in crate::pg::shmem::header().configured_nodes() {
-        let name = [("application_name", crate::cluster::ADMIN)];
-        let conninfo = crate::pg::shmem::conninfo(node);
-        let done = Conn::connect(&conninfo, &name, guc::CONNECT_TIMEOUT.get().max(10))
-            .and_then(|mut conn| conn.query("SELECT mtm.adjust_sequences()", &[]));
-        if let Err(error) = done {
-            ereport!(
-                ERROR,
-                PgSqlErrorCode::ERRCODE_CONNECTION_FAILURE,
-                format!("could not adjust the sequences of node {node}: {error}"),
-                "Run mtm.alter_sequences() again when all nodes are online."
-            );
-        }
-    }
-    true
-}
-
 /// Takes back what `make` did, as far as the nodes can be reached.
 fn undo(nodes: &mut [Node]) {
     for node in nodes.iter_mut() {

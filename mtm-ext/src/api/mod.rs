@@ -3,6 +3,7 @@
 mod init;
 mod node;
 pub mod requirements;
+mod sequences;
 mod view;
 
 use crate::pg::{ddl, pipe, shmem, sqlrun};

@@ -28,6 +28,7 @@ pub(crate) use apply::apply;
 pub(crate) use hook::init;
 pub(crate) use local::{is_local, make_local};
 pub(crate) use message::{emit, note_unchecked};
+pub(crate) use relations::Touched;
 pub(crate) use session::{mark_replicable, replicates, share};
 
 /// As [`identify_rows`] for all tables of the database. Returns the names of those that needed it.

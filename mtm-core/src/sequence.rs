@@ -194,6 +194,7 @@ impl Definition {
             }
         }
     }
+
     /// Where the node, which stands at `at`, continues in the monotonic mode when `seen` has been
     /// handed out somewhere: at the first value of its class beyond `seen`.
     ///
@@ -209,6 +210,37 @@ impl Definition {
     /// Whichever of two values is handed out later by a single server.
     pub fn later(&self, one: i64, other: i64) -> i64 {
         if self.ascending() { one.max(other) } else { one.min(other) }
+    }
+
+    /// Whether the nodes' classes are the same under both definitions, so that a change from one
+    /// to the other makes no node's past another node's future. One that turns round is as good:
+    /// a single server comes back over its own past as well.
+    pub fn same_classes(&self, other: &Self, share: Share) -> bool {
+        let turns = self.ascending() != other.ascending();
+        let same_anchor = || {
+            let apart = self.anchor(share) - other.anchor(share);
+            apart.rem_euclid(self.modulus(share)) == 0
+        };
+        turns || self.modulus(share) == other.modulus(share) && same_anchor()
+    }
+
+    /// A bound of what was handed out by a node (or by a single server) that stands at `at`, as
+    /// tight as its position tells; `None` if that is nothing.
+    pub fn used_up_to(&self, at: Position) -> Option<i64> {
+        if at.called {
+            return Some(at.last);
+        }
+        // The node may have been moved to a first value that is behind used ones.
+        let before = if self.ascending() { at.last.checked_sub(1) } else { at.last.checked_add(1) };
+        before.filter(|bound| self.min <= *bound && *bound <= self.max)
+    }
+
+    /// `bound` moved on by `values` values of a single server, but not out of the limits.
+    pub fn advanced(&self, bound: i64, values: u32) -> i64 {
+        let step = i128::from(self.increment) * i128::from(values);
+        let moved = i128::from(bound) + step;
+        let moved = moved.clamp(self.min.into(), self.max.into());
+        i64::try_from(moved).expect("the limits are of 64 bits")
     }
 }
 
@@ -318,7 +350,56 @@ mod tests {
         assert_eq!(plain().beyond(share(2, 3), ahead, 12), ahead, "14 is beyond 12");
     }
 
+    #[test]
+    fn classes_move_with_the_increment_and_with_the_start_behind_it() {
+        let by = |increment, start| Definition { start, increment, ..plain() };
+        assert!(by(1, 1).same_classes(&by(1, 77), share(2, 3)));
+        assert!(!by(1, 1).same_classes(&by(5, 1), share(2, 3)));
+        assert!(!by(5, 1).same_classes(&by(5, 2), share(2, 3)));
+        assert!(by(5, 1).same_classes(&by(5, 6), share(2, 3)));
+    }
+
     proptest! {
+        /// What ALTER SEQUENCE does to a used sequence: every node goes past what any has used.
+        #[test]
+        fn a_new_definition_brings_nothing_again(
+            (old, new) in (definition(), definition()), stride in 1u8..5,
+            used in prop::collection::vec(0usize..20, 5)
+        ) {
+            let old = Definition { cycle: false, ..old };
+            let new = Definition { cycle: false, min: old.min, max: old.max, start: old.start, ..new };
+            prop_assume!(old.ascending() == new.ascending());
+            let mut seen = Vec::new();
+            let mut bound = None;
+            for node in 1..=stride {
+                let share = share(node, stride);
+                let Ok(mine) = old.on_node(share) else { return Ok(()) };
+                let mut at = old.position(share, Position { last: old.start, called: false });
+                for _ in 0..used[usize::from(node)] {
+                    seen.extend(nextval(&mine, &mut at));
+                }
+                let here = old.used_up_to(at);
+                bound = match (bound, here) {
+                    (Some(a), Some(b)) => Some(old.later(a, b)),
+                    (a, b) => a.or(b),
+                };
+            }
+            for node in 1..=stride {
+                let share = share(node, stride);
+                let Ok(mine) = new.on_node(share) else { return Ok(()) };
+                let first = Position { last: old.start, called: false };
+                let mut at = match bound {
+                    Some(last) => new.position(share, Position { last, called: true }),
+                    None => new.position(share, first),
+                };
+                for _ in 0..40 {
+                    let Some(v) = nextval(&mine, &mut at) else { break };
+                    prop_assert!(!seen.contains(&v), "{v} comes again on node {node}");
+                    seen.push(v);
+                }
+            }
+        }
+
         /// Any interleaving of nodes that know of each other at once (monotonic) or late: with full
         /// knowledge values grow over the whole cluster, without it each node's own do, and every
         /// one is beyond all the node knew of; no value ever comes twice.

@@ -10,12 +10,17 @@ CREATE FUNCTION mtm.init_cluster(my_conninfo text, peers_conninfo text[]) RETURN
 COMMENT ON FUNCTION mtm.init_cluster(text, text[]) IS
     'makes a cluster of this node and its peers';
 
-CREATE FUNCTION mtm.check_node(n int) RETURNS text[]
-    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'check_node_wrapper';
-CREATE FUNCTION mtm.configure_node(cluster_id text, node_id int, conninfos text[]) RETURNS void
-    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'configure_node_wrapper';
+-- The steps of init_cluster on each node.
+CREATE FUNCTION mtm.check_connection(conninfo text, server text) RETURNS text
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'check_connection_wrapper';
+CREATE FUNCTION mtm.prepare_node(cluster_id text, node_id int, conninfos text[]) RETURNS text[]
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'prepare_node_wrapper';
+CREATE FUNCTION mtm.activate_node() RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'activate_node_wrapper';
 CREATE FUNCTION mtm.unconfigure_node() RETURNS void
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'unconfigure_node_wrapper';
+COMMENT ON FUNCTION mtm.unconfigure_node() IS
+    'takes this node out of a cluster that could not be completed';
 
 CREATE PROCEDURE mtm.dmq_receive(from_node int, cluster_id text)
     LANGUAGE c AS 'MODULE_PATHNAME', 'dmq_receive_wrapper';
@@ -37,6 +42,11 @@ COMMENT ON FUNCTION mtm.nodes() IS 'all nodes of the cluster as this one sees th
 
 CREATE VIEW mtm.cluster_nodes AS SELECT id, conninfo, is_self FROM mtm.nodes();
 
+CREATE FUNCTION mtm.make_table_local(relation regclass) RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'make_table_local_wrapper';
+COMMENT ON FUNCTION mtm.make_table_local(regclass) IS
+    'keeps the rows of a table on each node from now on';
+
 CREATE TABLE mtm.sequence_definitions (
     sequence oid PRIMARY KEY, node int NOT NULL, stride int NOT NULL, start bigint NOT NULL,
     increment bigint NOT NULL, min bigint NOT NULL, max bigint NOT NULL, cycle boolean NOT NULL);
@@ -47,15 +57,19 @@ CREATE FUNCTION mtm.setval(regclass, bigint) RETURNS bigint
     LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mtm_setval2_wrapper';
 CREATE FUNCTION mtm.setval(regclass, bigint, boolean) RETURNS bigint
     LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mtm_setval3_wrapper';
-CREATE FUNCTION mtm.adjust_sequences() RETURNS void
+CREATE FUNCTION mtm.sequence_floors(OUT name text, OUT used bigint) RETURNS SETOF record
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'sequence_floors_wrapper';
+CREATE FUNCTION mtm.adjust_sequences(names text[], low bigint[], high bigint[]) RETURNS void
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'adjust_sequences_wrapper';
 CREATE FUNCTION mtm.alter_sequences() RETURNS bool
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'alter_sequences_wrapper';
 COMMENT ON FUNCTION mtm.alter_sequences() IS 'gives every node its share of every sequence';
-REVOKE ALL ON FUNCTION mtm.adjust_sequences(), mtm.alter_sequences() FROM PUBLIC;
+REVOKE ALL ON FUNCTION mtm.sequence_floors(), mtm.alter_sequences(),
+    mtm.adjust_sequences(text[], bigint[], bigint[]) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION mtm.init_cluster(text, text[]), mtm.check_node(int),
-    mtm.configure_node(text, int, text[]), mtm.unconfigure_node(), mtm.nodes() FROM PUBLIC;
+REVOKE ALL ON FUNCTION mtm.init_cluster(text, text[]), mtm.check_connection(text, text),
+    mtm.prepare_node(text, int, text[]), mtm.activate_node(), mtm.unconfigure_node(), mtm.nodes()
+    FROM PUBLIC;
 REVOKE ALL ON PROCEDURE mtm.dmq_receive(int, text) FROM PUBLIC;
 REVOKE ALL ON mtm.cluster_nodes FROM PUBLIC;
 GRANT USAGE ON SCHEMA mtm TO PUBLIC;

@@ -1,14 +1,19 @@
 //! The cluster's configuration as this node keeps it: one small text file in the data directory,
 //! checksummed and replaced atomically. A torn or foreign file is an error, never a guess.
 
+use crate::api::requirements::{self, Settings};
 use crate::pg::{shmem, sqlrun};
+use crate::report;
 use core::sync::atomic::Ordering;
 use mtm_core::{NodeId, NodeSet};
 use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-const FILE: &str = "multimaster.conf.state";
+/// The file's name in the data directory.
+pub const FILE: &str = "multimaster.conf.state";
+/// The same before the node takes part.
+const PENDING: &str = "multimaster.conf.state.new";
 const HEAD: &str = "multimaster 1";
 
 /// A node's view of its cluster.
@@ -58,18 +63,15 @@ impl Config {
         Some(Self { cluster_id, me, database, nodes })
     }
 
-    /// Makes the configuration durable.
+    /// Makes the configuration durable, but not yet this node's: [`activate`] does that.
     ///
     /// # Errors
     /// When the data directory cannot be written.
-    pub fn save(&self) -> io::Result<()> {
+    pub fn save_pending(&self) -> io::Result<()> {
         let body = self.body();
-        let temporary = path().with_extension("new");
-        let mut file = fs::File::create(&temporary)?;
-        write!(file, "{body}checksum {}\n", checksum(&body))?;
-        file.sync_all()?;
-        fs::rename(&temporary, path())?;
-        fs::File::open(sqlrun::data_directory())?.sync_all()
+        let mut file = fs::File::create(path(PENDING))?;
+        writeln!(file, "{body}checksum {}", checksum(&body))?;
+        file.sync_all()
     }
 
     /// Makes the configuration known to all processes of this server.
@@ -96,29 +98,53 @@ fn checksum(body: &str) -> u64 {
     })
 }
 
-fn path() -> PathBuf {
-    sqlrun::data_directory().join(FILE)
+fn path(file: &str) -> PathBuf {
+    sqlrun::data_directory().join(file)
 }
 
 /// Whether this data directory belongs to a cluster.
 pub fn exists() -> bool {
-    path().exists()
+    path(FILE).exists()
 }
 
-/// Removes the configuration, after a failed `init_cluster`.
+/// Makes the pending configuration this node's.
 ///
 /// # Errors
-/// When the file cannot be removed.
+/// When there is none, or the data directory cannot be written.
+pub fn activate() -> io::Result<()> {
+    let text = fs::read_to_string(path(PENDING))?;
+    let config = Config::parse(&text)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it is damaged"))?;
+    fs::rename(path(PENDING), path(FILE))?;
+    fs::File::open(sqlrun::data_directory())?.sync_all()?;
+    config.publish();
+    Ok(())
+}
+
+/// Takes the node out of its cluster: removes the configuration, pending or not, and tells all
+/// processes.
+///
+/// # Errors
+/// When a file cannot be removed.
 pub fn remove() -> io::Result<()> {
-    match fs::remove_file(path()) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    for file in [PENDING, FILE] {
+        match fs::remove_file(path(file)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
     }
+    fs::File::open(sqlrun::data_directory())?.sync_all()?;
+    let header = shmem::header();
+    header.configured.store(0, Ordering::Release);
+    header.nodes.store(0, Ordering::Relaxed);
+    header.my_id.store(0, Ordering::Relaxed);
+    header.cluster_id.store(0, Ordering::Relaxed);
+    Ok(())
 }
 
 /// Reads the configuration at server start and publishes it.
 pub fn load() {
-    match fs::read_to_string(path()) {
+    match fs::read_to_string(path(FILE)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => {
             pgrx::ereport!(
@@ -128,7 +154,10 @@ pub fn load() {
             );
         }
         Ok(text) => match Config::parse(&text) {
-            Some(config) => config.publish(),
+            Some(config) => {
+                config.publish();
+                warn_about_settings(config.nodes.len());
+            }
             None => {
                 pgrx::ereport!(
                     ERROR,
@@ -138,5 +167,33 @@ pub fn load() {
                 );
             }
         },
+    }
+}
+
+/// Settings may have been changed since the cluster was made. A server that can still start says
+/// what will fail.
+fn warn_about_settings(nodes: usize) {
+    let number = |name| sqlrun::setting(name).parse().unwrap_or(0);
+    let settings = Settings {
+        wal_level: sqlrun::setting(c"wal_level"),
+        max_connections: number(c"max_connections"),
+        max_prepared_transactions: number(c"max_prepared_transactions"),
+        max_worker_processes: number(c"max_worker_processes"),
+        max_wal_senders: number(c"max_wal_senders"),
+        max_replication_slots: number(c"max_replication_slots"),
+        other_slots: 0,
+        max_workers: number(c"multimaster.max_workers"),
+        output_plugin_libraries: sqlrun::setting_if_known(c"output_plugin_libraries"),
+    };
+    let n = i64::try_from(nodes).unwrap_or(i64::MAX);
+    let peers = (n - 1) * settings.max_connections;
+    let short = requirements::shortfalls(&settings, n, peers);
+    if !short.is_empty() {
+        let lines: Vec<_> = short.iter().map(requirements::Problem::text).collect();
+        report::warning(
+            "settings of this node fall short of what its cluster needs",
+            &lines.join("\n"),
+            "Change them in postgresql.conf and restart the server.",
+        );
     }
 }

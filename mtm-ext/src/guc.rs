@@ -1,6 +1,6 @@
 //! Settings, `multimaster.*`. Names and defaults are the manual's.
 
-use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use std::ffi::CString;
 
 /// ms without a heartbeat after which a peer counts as disconnected.
@@ -29,6 +29,24 @@ pub static REFEREE_CONNSTRING: GucSetting<Option<CString>> = GucSetting::<Option
 pub static REMOTE_FUNCTIONS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 /// kB of log between syncpoints.
 pub static SYNCPOINT_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(10_240);
+
+/// What becomes of transactions of different nodes that wait for each other.
+pub static DEADLOCK_PREVENTION: GucSetting<Prevention> =
+    GucSetting::<Prevention>::new(Prevention::Off);
+
+/// Values of `deadlock_prevention`. Such transactions are found at once in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub enum Prevention {
+    /// Exactly one survives.
+    #[name = c"off"]
+    Off,
+    /// None survives.
+    #[name = c"simple"]
+    Simple,
+    /// Exactly one survives.
+    #[name = c"smart"]
+    Smart,
+}
 
 /// Registers all settings. Only in `_PG_init` under `shared_preload_libraries`.
 pub fn init() {
@@ -142,4 +160,13 @@ pub fn init() {
         GucContext::Userset,
         GucFlags::default(),
     );
+    GucRegistry::define_enum_guc(
+        c"multimaster.deadlock_prevention",
+        c"What becomes of transactions of different nodes that wait for each other.",
+        c"They are always found at once: with off and smart one of them commits, with simple none.",
+        &DEADLOCK_PREVENTION,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    crate::pg::sys::reserve_settings(c"multimaster");
 }

@@ -11,6 +11,7 @@ mod ffi;
 mod guc;
 mod hook;
 mod pg;
+mod report;
 mod worker;
 
 pgrx::pg_module_magic!();

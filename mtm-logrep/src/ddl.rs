@@ -11,6 +11,7 @@
 //! kind 2 sequence:  schema | name | last value i64 | is called u8
 //! kind 3 end:       nothing
 //! kind 4 unchecked: nothing
+//! kind 5 floor:     schema | name | last value i64 | strict u8
 //! ```
 //! Names and texts are a length (u32) and bytes. A version above ours is refused: nodes of one
 //! cluster run one version.
@@ -108,6 +109,17 @@ pub enum Message {
         /// `is_called`.
         called: bool,
     },
+    /// No node hands out values of this sequence up to `last` any more.
+    Floor {
+        /// Schema.
+        schema: Vec<u8>,
+        /// Name.
+        name: Vec<u8>,
+        /// The last value, in the direction of the sequence.
+        last: i64,
+        /// A node that has handed out later ones refuses the transaction.
+        strict: bool,
+    },
     /// Rows travel as always again. For who reads the log, not for who executes.
     End,
     /// The transaction's rows were stored with `session_replication_role = replica`: nobody is to
@@ -138,6 +150,13 @@ impl Message {
             }
             Self::End => w.u8(3),
             Self::Unchecked => w.u8(4),
+            Self::Floor { schema, name, last, strict } => {
+                w.u8(5);
+                w.bytes(schema);
+                w.bytes(name);
+                w.u64(last.cast_unsigned());
+                w.u8(u8::from(*strict));
+            }
         }
         out
     }
@@ -162,6 +181,11 @@ impl Message {
             }
             3 => Self::End,
             4 => Self::Unchecked,
+            5 => {
+                let (schema, name) = (r.bytes()?.to_vec(), r.bytes()?.to_vec());
+                let last = r.u64()?.cast_signed();
+                Self::Floor { schema, name, last, strict: bool(&mut r)? }
+            }
             _ => return Err(unknown),
         };
         r.finish()?;
@@ -177,7 +201,9 @@ impl Message {
 pub fn peek(bytes: &[u8]) -> Result<(Rows, bool), DecodeError> {
     Ok(match Message::decode(bytes)? {
         Message::Statement(s) => (s.rows, true),
-        Message::Sequence { .. } | Message::Unchecked => (Rows::Ordinary, true),
+        Message::Sequence { .. } | Message::Floor { .. } | Message::Unchecked => {
+            (Rows::Ordinary, true)
+        }
         Message::End => (Rows::Ordinary, false),
     })
 }
@@ -281,7 +307,9 @@ mod tests {
     fn message() -> impl Strategy<Value = Message> {
         let sequence = (bytes(), bytes(), any::<i64>(), any::<bool>())
             .prop_map(|(schema, name, last, called)| Message::Sequence { schema, name, last, called });
-        prop_oneof![statement(), sequence, Just(Message::End), Just(Message::Unchecked)]
+        let floor = (bytes(), bytes(), any::<i64>(), any::<bool>())
+            .prop_map(|(schema, name, last, strict)| Message::Floor { schema, name, last, strict });
+        prop_oneof![statement(), sequence, floor, Just(Message::End), Just(Message::Unchecked)]
     }
 
     proptest! {

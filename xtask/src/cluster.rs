@@ -223,7 +223,10 @@ impl Cluster {
     }
 
     /// Settings of a node of the cluster, as the manual gives them.
-    fn node_settings(&self, server: &Server) -> Result<Vec<(String, String)>> {
+    ///
+    /// # Errors
+    /// When the server's program cannot be run.
+    pub fn node_settings(&self, server: &Server) -> Result<Vec<(String, String)>> {
         let mut settings = self.common_settings();
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         if self.kind == Kind::Multimaster {
@@ -469,7 +472,11 @@ impl Cluster {
     }
 }
 
-fn create_database(server: &Server) -> Result<()> {
+/// Creates the database that is to be replicated.
+///
+/// # Errors
+/// The server's refusal.
+pub fn create_database(server: &Server) -> Result<()> {
     let session = server
         .connect_as("postgres", "xtask")?
         .patience(Duration::from_secs(60));

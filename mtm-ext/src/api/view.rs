@@ -26,6 +26,7 @@ fn status() -> TableIterator<
         name!(reason, String),
     ),
 > {
+    super::require_preload();
     let header = shmem::header();
     let me = header.me();
     let configured = header.configured_nodes();
@@ -60,6 +61,7 @@ fn nodes() -> TableIterator<
         name!(receiver_mode, Option<String>),
     ),
 > {
+    super::require_preload();
     let header = shmem::header();
     let me = header.me();
     let row = move |node: NodeId| {

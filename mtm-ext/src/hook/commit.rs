@@ -33,6 +33,7 @@ enum Cause {
 
 /// XACT_EVENT_PRE_COMMIT: returns when commit is decided or nothing needs deciding.
 pub fn pre_commit() {
+    announce_used_sequences();
     let Some(gid) = gid_to_announce() else { return };
     let announced = decide(gid);
     DECIDED.set(Some(gid));
@@ -43,9 +44,18 @@ pub fn pre_commit() {
 /// XACT_EVENT_PRE_PREPARE of a user's PREPARE TRANSACTION: returns when all members have prepared
 /// it. COMMIT PREPARED and ROLLBACK PREPARED decide its outcome later.
 pub fn pre_prepare() {
+    announce_used_sequences();
     let Some(gid) = gid_to_announce() else { return };
     xact::check_preparable();
     decide(gid);
+}
+
+/// With `monotonic_sequences`, peers must know which values this transaction took.
+fn announce_used_sequences() {
+    let wanted = guc::MONOTONIC_SEQUENCES.get() && cluster::replicates();
+    if wanted && crate::pg::sequences::announce_used() {
+        xact::mark_replicable();
+    }
 }
 
 /// XACT_EVENT_COMMIT: the commit record is durable, so the decision may leave.

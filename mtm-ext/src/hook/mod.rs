@@ -7,8 +7,8 @@ pub mod ddl;
 pub fn init() {}
 
 /// Whether rows of this table stay on this node.
-pub fn is_local(_relation: pgrx::pg_sys::Oid) -> bool {
-    false
+pub fn is_local(relation: pgrx::pg_sys::Oid) -> bool {
+    crate::pg::ddl::is_local(relation)
 }
 
 /// Executes a captured statement of another node.

@@ -146,12 +146,6 @@ impl Conn {
         unsafe { pq::PQsocket(self.raw) }
     }
 
-    /// The other server's version, 150020 say.
-    pub fn server_version(&self) -> i32 {
-        // SAFETY: as above.
-        unsafe { pq::PQserverVersion(self.raw) }
-    }
-
     fn error(&self) -> ConnError {
         // SAFETY: libpq returns a C string owned by the connection.
         let text = unsafe { CStr::from_ptr(pq::PQerrorMessage(self.raw)) };
@@ -194,6 +188,25 @@ impl Conn {
         // SAFETY: not busy, so this does not block.
         let raw = unsafe { pq::PQgetResult(self.raw) };
         Ok((!raw.is_null()).then_some(PgResult { raw }))
+    }
+
+    /// Stops whatever an interrupted [`Self::query`] left running, so that the next one may begin.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub fn abandon(&mut self) -> Result<(), ConnError> {
+        // SAFETY: an open connection; the request is freed at once. It is sent to the server on
+        // a connection of its own, which takes a moment.
+        unsafe {
+            let request = pq::PQgetCancel(self.raw);
+            if !request.is_null() {
+                let mut why: [core::ffi::c_char; 256] = [0; 256];
+                pq::PQcancel(request, why.as_mut_ptr(), why.len() as i32);
+                pq::PQfreeCancel(request);
+            }
+        }
+        while self.next_result()?.is_some() {}
+        Ok(())
     }
 
     /// Runs one statement with text parameters and returns its rows.

@@ -26,22 +26,18 @@ pub fn data_directory() -> std::path::PathBuf {
     std::path::PathBuf::from(path.to_string_lossy().into_owned())
 }
 
-/// A setting's value as text; empty if there is no such setting.
-pub fn setting(name: &core::ffi::CStr) -> String {
+/// A setting's value as text, if there is such a setting.
+pub fn setting_if_known(name: &core::ffi::CStr) -> Option<String> {
     // SAFETY: returns null or a C string that is copied at once.
     unsafe {
         let value = pg_sys::GetConfigOption(name.as_ptr(), true, false);
-        if value.is_null() {
-            String::new()
-        } else {
-            core::ffi::CStr::from_ptr(value).to_string_lossy().into_owned()
-        }
+        (!value.is_null()).then(|| core::ffi::CStr::from_ptr(value).to_string_lossy().into_owned())
     }
 }
 
-/// This server's version, 150020 say.
-pub fn server_version() -> i32 {
-    setting(c"server_version_num").parse().unwrap_or(0)
+/// A setting's value as text; empty if there is no such setting.
+pub fn setting(name: &core::ffi::CStr) -> String {
+    setting_if_known(name).unwrap_or_default()
 }
 
 /// Whether this session is a superuser's.

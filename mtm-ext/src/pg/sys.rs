@@ -57,3 +57,9 @@ unsafe extern "C" {
     /// `libpq/libpq.h`.
     pub static PqCommMethods: *const PQcommMethods;
 }
+
+/// Settings of this class that nobody defined are refused from now on. At library load.
+pub fn reserve_settings(class: &core::ffi::CStr) {
+    // SAFETY: a C string, copied.
+    unsafe { pg_sys::MarkGUCPrefixReserved(class.as_ptr()) }
+}

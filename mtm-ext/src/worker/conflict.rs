@@ -5,6 +5,7 @@
 //! have voted yes here; and the same holds the other way round at the other's origin. Both origins
 //! apply the same rule to the same two names, so that exactly one of the two survives.
 
+use crate::guc;
 use crate::pg::lockwait;
 use crate::pg::proc;
 use crate::pg::shmem;
@@ -45,7 +46,9 @@ fn settle(theirs: &Gid, worker: proc::ProcNo) {
             c.of(blocker).and_then(|slot| slot.coordinator.map(|machine| machine.gid()))
         });
         let Some(ours) = ours else { continue };
-        if wins(theirs, &ours) {
+        let theirs_wins = wins(theirs, &ours);
+        let none_wins = guc::DEADLOCK_PREVENTION.get() == guc::Prevention::Simple;
+        if theirs_wins || none_wins {
             let lost = shmem::coordinators(|c| {
                 let Some((procno, slot)) = c.find(&ours) else { return false };
                 slot.lost_to.get_or_insert(*theirs);
@@ -54,7 +57,8 @@ fn settle(theirs: &Gid, worker: proc::ProcNo) {
             if lost {
                 proc::wake(blocker);
             }
-        } else {
+        }
+        if !theirs_wins {
             // Its own origin finds the same, and its abort round cancels the worker; refusing at
             // once saves that round trip.
             shmem::participants(|table| {

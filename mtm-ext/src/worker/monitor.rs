@@ -81,7 +81,12 @@ fn supervise(children: &mut Children) -> Option<u64> {
             child.handle = None;
             child.not_before = now.plus_us(RESTART_US);
         }
-        if child.handle.is_some() || !wanted.contains(kind) {
+        if !wanted.contains(kind) {
+            // The node was taken out of its cluster.
+            child.handle.iter().for_each(Handle::terminate);
+            continue;
+        }
+        if child.handle.is_some() {
             continue;
         }
         if child.not_before > now {

@@ -12,6 +12,7 @@ checks!("ddl":
     trigger_definitions,
     types_and_domains,
     roles_and_grants,
+    passwords,
     default_privileges,
     reassign_and_drop_owned,
     owner_is_the_current_role,
@@ -121,6 +122,25 @@ fn roles_and_grants(a: &Arena) -> Result<()> {
         "SELECT count(*) FROM pg_roles WHERE rolname = 'd_user'",
         "0",
     )
+}
+
+/// All ways to give a password; a client with it gets in on every node.
+fn passwords(a: &Arena) -> Result<()> {
+    a.run(
+        1,
+        "CREATE ROLE d_group; CREATE ROLE \"D \"\"pw\" LOGIN SUPERUSER NOINHERIT CREATEDB CONNECTION LIMIT 7 PASSWORD $$it's 'x'$$ VALID UNTIL '2031-01-01 UTC' IN ROLE d_group",
+    )?;
+    a.run(2, "CREATE USER d_pw2 ENCRYPTED PASSWORD E'a\\tb' ADMIN \"D \"\"pw\" NOCREATEROLE; CREATE GROUP d_pw3 PASSWORD '' ROLE d_pw2")?;
+    a.run(3, "SET password_encryption = 'md5'; CREATE ROLE d_pw4 LOGIN; ALTER USER d_pw4 PASSWORD 'm' CREATEROLE; CREATE ROLE d_pw5 PASSWORD NULL")?;
+    a.run(1, "CREATE ROLE d_pw6 PASSWORD 'md5c9c4ad9d2b2f2a2f5b6d2b0e0ef7d0c2'; DO $$ BEGIN EXECUTE format('ALTER ROLE d_pw5 PASSWORD %L', 'y'); END $$")?;
+    a.run(2, "SET ROLE d_pw2; ALTER ROLE CURRENT_USER PASSWORD 'new'")?;
+    let kinds = a.same("SELECT rolname, left(rolpassword, 3), rolsuper, rolinherit, rolcanlogin, rolcreatedb, rolcreaterole, rolconnlimit, rolvaliduntil, rolpassword FROM pg_authid WHERE rolname ~ 'pw' ORDER BY 1")?;
+    for part in ["D \"pw,SCR,t,f,t,t,f,7,2031-01-01 00:00:00+00,", "d_pw2,SCR", "d_pw3,~", "d_pw4,md5,f,t,t,f,t", "d_pw5,SCR", "d_pw6,md5c9c"] {
+        ensure!(kinds.contains(part.trim_end_matches("c9c")), "no {part} in {kinds}");
+    }
+    a.expect("SELECT pg_has_role('D \"pw', 'd_group', 'member'), pg_has_role('D \"pw', 'd_pw2', 'member'), pg_has_role('d_pw2', 'd_pw3', 'member')", "t,t,t")?;
+    a.run(3, "DROP ROLE \"D \"\"pw\", d_pw2, d_pw3, d_pw4, d_pw5, d_pw6, d_group")?;
+    Ok(())
 }
 
 fn default_privileges(a: &Arena) -> Result<()> {

@@ -224,3 +224,12 @@ pub unsafe fn foreign_key(constraint: pg_sys::Oid) -> Option<ForeignKeyRow> {
         Some(row)
     }
 }
+
+/// The file that holds a relation's main fork, as it stands in log records.
+///
+/// # Safety
+/// `relation` is open.
+pub unsafe fn file_of(relation: pg_sys::Relation) -> pg_sys::RelFileNode {
+    // SAFETY: the caller's promise.
+    unsafe { (*relation).rd_node }
+}

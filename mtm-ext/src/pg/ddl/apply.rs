@@ -46,6 +46,10 @@ pub(crate) fn apply(payload: &[u8]) {
             emit(&Message::Sequence { schema, name, last, called });
         }
         Ok(Message::Unchecked) => emit(&Message::Unchecked),
+        Ok(Message::Floor { schema, name, last, strict }) => {
+            sequences::apply_floor(&schema, &name, last, strict);
+            emit(&Message::Floor { schema, name, last, strict });
+        }
         Ok(Message::End) => {}
         Err(e) => {
             ereport!(
@@ -68,7 +72,7 @@ fn apply_statement(mut s: Statement) {
     drop(emptying);
     emit(&Message::End);
     let touched = relations::take();
-    super::identify_rows(&touched, false);
+    super::identify_rows(&touched.all, false);
     sequences::adjust_touched(&touched, false);
     drop(running);
 }

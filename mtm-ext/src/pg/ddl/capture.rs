@@ -2,7 +2,7 @@
 
 use super::parse::{bytes, c_text, elements, own_text, parse_one, tag};
 use super::temporary::{Temporary, temporary};
-use super::{context, emit, mark_replicable, table_as};
+use super::{context, emit, mark_replicable, role, table_as};
 use crate::hook::ddl::{Scope, scope};
 use mtm_logrep::ddl::{Flags, Message, Rows, Statement};
 use pgrx::pg_sys::{self, AlterTableType, NodeTag};
@@ -204,6 +204,8 @@ unsafe fn look_up(relation: *const pg_sys::RangeVar) -> pg_sys::Oid {
 
 /// What to send of a statement; nothing when it is about temporary objects only.
 unsafe fn shipment(stmt: *mut pg_sys::Node, text: Vec<u8>) -> Option<Shipment> {
+    // SAFETY: a utility statement.
+    let text = unsafe { role::text(stmt) }.unwrap_or(text);
     let c = c_text(&text);
     // SAFETY: a utility statement and its text.
     let text = match unsafe { temporary(stmt, &c) } {

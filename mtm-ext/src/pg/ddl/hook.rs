@@ -16,6 +16,7 @@ pub(crate) fn init() {
         pg_sys::ProcessUtility_hook = Some(process_utility);
     }
     relations::init();
+    super::local::init();
     setval::init();
 }
 
@@ -38,15 +39,27 @@ unsafe extern "C-unwind" fn process_utility(
     let derived =
         in_script || context == pg_sys::ProcessUtilityContext::PROCESS_UTILITY_SUBCOMMAND;
 
+    // SAFETY: the server's arguments.
+    let hashed = if origin { unsafe { super::role::with_verifier(pstmt) } } else { None };
+    let pstmt = hashed.unwrap_or(pstmt);
     let mut captured = None;
+    // SAFETY: the server's arguments.
+    let stmt = unsafe { (*pstmt).utilityStmt };
+    if origin && !derived {
+        // SAFETY: as above.
+        unsafe { exchange_positions(stmt) };
+    }
     if origin || applying {
-        // SAFETY: the server's arguments.
-        unsafe { open_sequence((*pstmt).utilityStmt) };
+        // SAFETY: as above.
+        unsafe { open_sequence(stmt) };
     }
     if origin && !derived {
         // SAFETY: the server's arguments.
         captured = unsafe { capture::before(pstmt, query) };
     }
+    // SAFETY: as above.
+    let copied =
+        if origin || applying { unsafe { sequences::identity_sources(stmt) } } else { Vec::new() };
     // SAFETY: the server's arguments.
     let prepared = if origin { unsafe { super::prepared::before(pstmt) } } else { None };
     // SAFETY: the server's arguments; the boundary turns its errors into panics.
@@ -67,6 +80,8 @@ unsafe extern "C-unwind" fn process_utility(
             ),
         }
     }
+    // SAFETY: as above; the server keeps the name of a new table in the tree.
+    unsafe { sequences::like_identity(&copied, stmt) };
     if let Some(outcome) = prepared {
         super::prepared::after(outcome);
     }
@@ -75,8 +90,27 @@ unsafe extern "C-unwind" fn process_utility(
             capture::after(captured);
         }
         let touched = relations::take();
-        super::identify_rows(&touched, true);
+        super::identify_rows(&touched.all, true);
         sequences::adjust_touched(&touched, true);
+    }
+}
+
+/// Before a statement that changes which values of a sequence belong to which node.
+unsafe fn exchange_positions(stmt: *const pg_sys::Node) {
+    // SAFETY: each arm reads the node as what its tag says.
+    unsafe {
+        match tag(stmt) {
+            NodeTag::T_AlterSeqStmt => {
+                let alter = stmt.cast::<pg_sys::AlterSeqStmt>();
+                sequences::before_alter(sequences::look_up((*alter).sequence), (*alter).options);
+            }
+            NodeTag::T_AlterTableStmt => {
+                for (sequence, options) in sequences::identity_changes(stmt.cast()) {
+                    sequences::before_alter(sequence, options);
+                }
+            }
+            _ => {}
+        }
     }
 }
 
@@ -86,17 +120,8 @@ unsafe fn open_sequence(stmt: *const pg_sys::Node) {
     if unsafe { tag(stmt) } != NodeTag::T_AlterSeqStmt {
         return;
     }
-    let flags = pg_sys::RVROption::RVR_MISSING_OK;
-    // SAFETY: ALTER SEQUENCE takes the same lock itself in a moment.
-    let relid = unsafe {
-        pg_sys::RangeVarGetRelidExtended(
-            (*stmt.cast::<pg_sys::AlterSeqStmt>()).sequence,
-            pg_sys::NoLock as i32,
-            flags,
-            None,
-            core::ptr::null_mut(),
-        )
-    };
+    // SAFETY: ALTER SEQUENCE locks and looks again itself in a moment.
+    let relid = unsafe { sequences::look_up((*stmt.cast::<pg_sys::AlterSeqStmt>()).sequence) };
     if relid != pg_sys::InvalidOid {
         sequences::open(relid);
     }

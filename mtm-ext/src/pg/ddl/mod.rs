@@ -12,11 +12,13 @@ mod apply;
 mod capture;
 mod context;
 mod hook;
+mod local;
 mod message;
 pub(crate) mod parse;
 mod prepared;
 mod relations;
 mod rewrite;
+mod role;
 mod session;
 mod setval;
 mod table_as;
@@ -24,15 +26,36 @@ mod temporary;
 
 pub(crate) use apply::apply;
 pub(crate) use hook::init;
+pub(crate) use local::{is_local, make_local};
 pub(crate) use message::{emit, note_unchecked};
+pub(crate) use relations::Touched;
 pub(crate) use session::{mark_replicable, replicates, share};
+
+/// As [`identify_rows`] for all tables of the database. Returns the names of those that needed it.
+pub(crate) fn identify_all_rows() -> Vec<String> {
+    let tables = pgrx::Spi::connect(|client| {
+        let rows = client.select(TABLES, None, &[])?;
+        rows.map(|row| Ok((row.get::<pgrx::pg_sys::Oid>(1)?, row.get::<String>(2)?)))
+            .collect::<Result<Vec<_>, pgrx::spi::Error>>()
+    });
+    let tables = tables.unwrap_or_else(|e| pgrx::error!("tables of the database: {e}"));
+    let mut needed = Vec::new();
+    for (table, name) in tables {
+        let Some((table, name)) = table.zip(name) else { continue };
+        // SAFETY: inside a transaction that uses no table.
+        if unsafe { crate::pg::rows::ensure_replica_identity(table) } {
+            needed.push(name);
+        }
+    }
+    needed
+}
+
+const TABLES: &str = "SELECT oid, oid::pg_catalog.regclass::text FROM pg_catalog.pg_class \
+     WHERE relkind IN ('r', 'm') AND relpersistence = 'p' AND oid >= 16384 ORDER BY 2";
 
 /// Tables among these that nothing identifies rows of get REPLICA IDENTITY FULL, on every node by
 /// itself: PostgreSQL would log no old row for them, and nobody could tell which one was meant.
 fn identify_rows(relations: &[pgrx::pg_sys::Oid], warn: bool) {
-    if crate::guc::IGNORE_TABLES_WITHOUT_PK.get() {
-        return;
-    }
     for &relation in relations.iter().filter(|relation| crate::pg::xact::is_logged_table(**relation)) {
         // SAFETY: after the statement, inside its transaction.
         if unsafe { crate::pg::rows::ensure_replica_identity(relation) } && warn {

@@ -6,7 +6,20 @@ use std::cell::RefCell;
 
 thread_local! {
     /// Created or altered since the last [`take`].
-    static TOUCHED: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
+    static TOUCHED: RefCell<Touched> = const { RefCell::new(Touched::NONE) };
+}
+
+/// Relations that statements created or altered. Some may be gone again.
+#[derive(Debug)]
+pub(crate) struct Touched {
+    /// All of them, each once.
+    pub(crate) all: Vec<pg_sys::Oid>,
+    /// Those that are new.
+    pub(crate) created: Vec<pg_sys::Oid>,
+}
+
+impl Touched {
+    const NONE: Self = Self { all: Vec::new(), created: Vec::new() };
 }
 
 static mut PREVIOUS: pg_sys::object_access_hook_type = None;
@@ -20,12 +33,12 @@ pub(crate) fn init() {
     }
 }
 
-/// Relations created or altered since the last call, each once. Some may be gone again.
-pub(crate) fn take() -> Vec<pg_sys::Oid> {
-    let mut relations = TOUCHED.take();
-    relations.sort_unstable_by_key(|relation| relation.to_u32());
-    relations.dedup();
-    relations
+/// What was created or altered since the last call.
+pub(crate) fn take() -> Touched {
+    let mut touched = TOUCHED.replace(Touched::NONE);
+    touched.all.sort_unstable_by_key(|relation| relation.to_u32());
+    touched.all.dedup();
+    touched
 }
 
 #[pgrx::pg_guard]
@@ -43,16 +56,26 @@ unsafe extern "C-unwind" fn object_access(
             crate::ffi::pg_guard_ffi_boundary(|| previous(access, class, object, sub, arg));
         }
     }
+    if access == pg_sys::ObjectAccessType::OAT_FUNCTION_EXECUTE {
+        let setval = [pg_sys::F_SETVAL_REGCLASS_INT8, pg_sys::F_SETVAL_REGCLASS_INT8_BOOL];
+        if setval.contains(&object.to_u32()) && super::session::replicates() {
+            crate::pg::sequences::refuse_native_setval();
+        }
+        return;
+    }
     if class != pg_sys::RelationRelationId {
         return;
     }
     match access {
         pg_sys::ObjectAccessType::OAT_POST_CREATE if sub == 0 => {
-            TOUCHED.with_borrow_mut(|touched| touched.push(object));
+            TOUCHED.with_borrow_mut(|touched| {
+                touched.all.push(object);
+                touched.created.push(object);
+            });
             rewrite::created(object);
         }
         pg_sys::ObjectAccessType::OAT_POST_ALTER => {
-            TOUCHED.with_borrow_mut(|touched| touched.push(object));
+            TOUCHED.with_borrow_mut(|touched| touched.all.push(object));
         }
         _ => {}
     }

@@ -1,4 +1,8 @@
 //! `setval()` acts on every node: calls are directed to our own function when they are planned.
+//!
+//! The planner puts the bodies of simple SQL functions into the query after that, so functions that
+//! call `setval()` are kept whole: then their bodies are planned by themselves. Where an expression
+//! is evaluated without the planner, the call is refused (`relations`).
 
 use super::session;
 use pgrx::pg_sys::{self, NodeTag};
@@ -26,6 +30,66 @@ pub(crate) fn init() {
     unsafe {
         PREVIOUS = pg_sys::planner_hook;
         pg_sys::planner_hook = Some(planner);
+        PREVIOUS_NEEDS = pg_sys::needs_fmgr_hook;
+        pg_sys::needs_fmgr_hook = Some(keep_whole);
+    }
+}
+
+/// OID of the language SQL, fixed for ever.
+const SQL: u32 = 14;
+
+static mut PREVIOUS_NEEDS: pg_sys::needs_fmgr_hook_type = None;
+
+/// Whether a function must not be put into a query: it is in SQL and calls `setval()`. The server
+/// asks for every function that is not built in.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn keep_whole(function: pg_sys::Oid) -> bool {
+    // SAFETY: set once at load.
+    if let Some(previous) = unsafe { PREVIOUS_NEEDS } {
+        // SAFETY: the server's argument; the boundary turns its errors into panics.
+        if unsafe { crate::ffi::pg_guard_ffi_boundary(|| previous(function)) } {
+            return true;
+        }
+    }
+    if !session::replicates() {
+        return false;
+    }
+    let key = pg_sys::Datum::from(function);
+    // SAFETY: a cache look-up, released below.
+    let row = unsafe {
+        pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::PROCOID as i32, key)
+    };
+    if row.is_null() {
+        return false;
+    }
+    // SAFETY: a row of pg_proc has this layout.
+    let language = unsafe { (*pg_sys::GETSTRUCT(row).cast::<pg_sys::FormData_pg_proc>()).prolang };
+    let calls = language == pg_sys::Oid::from(SQL)
+        && (attribute(row, pg_sys::Anum_pg_proc_prosrc).to_ascii_lowercase().contains("setval")
+            || {
+                let body = attribute(row, pg_sys::Anum_pg_proc_prosqlbody);
+                [pg_sys::F_SETVAL_REGCLASS_INT8, pg_sys::F_SETVAL_REGCLASS_INT8_BOOL]
+                    .iter()
+                    .any(|setval| body.contains(&format!(":funcid {setval} ")))
+            });
+    // SAFETY: taken above.
+    unsafe { pg_sys::ReleaseSysCache(row) };
+    calls
+}
+
+/// A text attribute of a row of `pg_proc`; empty for NULL.
+fn attribute(row: pg_sys::HeapTuple, number: u32) -> String {
+    let mut null = false;
+    // SAFETY: an attribute of that catalog, of type text or pg_node_tree, which are the same
+    // bytes; the copy is ours.
+    unsafe {
+        let cache = pg_sys::SysCacheIdentifier::PROCOID as i32;
+        let value = pg_sys::SysCacheGetAttr(cache, row, number as i16, &raw mut null);
+        if null {
+            return String::new();
+        }
+        let text = pg_sys::text_to_cstring(value.cast_mut_ptr());
+        std::ffi::CStr::from_ptr(text).to_string_lossy().into_owned()
     }
 }
 

@@ -37,6 +37,8 @@ pub struct RowEncoder {
     binary: bool,
     is_local: fn(pg_sys::Oid) -> bool,
     plans: HashMap<pg_sys::Oid, SendPlan>,
+    /// `ignore_tables_without_pk` when the plans were made.
+    ignoring: bool,
     parent: pg_sys::MemoryContext,
     /// Reset after each change.
     scratch: pg_sys::MemoryContext,
@@ -97,6 +99,7 @@ impl RowEncoder {
             binary,
             is_local,
             plans: HashMap::new(),
+            ignoring: false,
             parent,
             scratch,
             transaction: 0,
@@ -107,7 +110,14 @@ impl RowEncoder {
     }
 
     /// A new blob begins, in which no table is described yet.
-    pub const fn begin_transaction(&mut self) {
+    pub fn begin_transaction(&mut self) {
+        let ignoring = crate::guc::IGNORE_TABLES_WITHOUT_PK.get();
+        if core::mem::replace(&mut self.ignoring, ignoring) != ignoring {
+            for (_, plan) in self.plans.drain() {
+                // SAFETY: no change is being encoded between transactions.
+                unsafe { plan.free() };
+            }
+        }
         self.transaction += 1;
         self.described = 0;
     }

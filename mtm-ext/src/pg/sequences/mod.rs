@@ -5,7 +5,15 @@
 //! replicated: every node derives its share from the same statement.
 #![allow(non_snake_case, reason = "the server's own names")]
 
-use crate::pg::ddl::{emit, mark_replicable, parse, replicates, share};
+mod exchange;
+mod place;
+
+pub(crate) use exchange::{
+    announce_used, apply_floor, before_alter, continue_behind, floors, identity_changes,
+    identity_sources, like_identity, refuse_native_setval,
+};
+
+use crate::pg::ddl::{Touched, emit, mark_replicable, parse, replicates, share};
 use mtm_core::NodeId;
 use mtm_core::sequence::{Definition, Position, Share, TooNarrow};
 use mtm_logrep::ddl::Message;
@@ -40,7 +48,7 @@ struct PgSequence {
 #[repr(C)]
 struct PgSequenceData {
     last_value: i64,
-    _log_count: i64,
+    log_count: i64,
     is_called: bool,
 }
 
@@ -89,19 +97,33 @@ impl Drop for Superuser {
     }
 }
 
-/// Gives this node its share of every permanent sequence of the database.
-pub(crate) fn adjust_all() {
+/// Gives a node its share of every permanent sequence of the database; this node's if nothing is
+/// said.
+pub(crate) fn adjust_all(of: Option<Share>) {
+    let Some(share) = of.or_else(share) else { return };
     let _superuser = Superuser::begin();
-    let all = Spi::connect_mut(|client| {
-        client.update(FORGET_DROPPED, None, &[])?;
-        let rows = client.update("SELECT seqrelid FROM pg_catalog.pg_sequence", None, &[])?;
-        rows.map(|row| row.get::<pg_sys::Oid>(1)).collect::<Result<Vec<_>, _>>()
-    });
-    let all = all.unwrap_or_else(|e| ereport_spi(&e));
-    let Some(share) = share() else { return };
-    for relid in all.into_iter().flatten() {
+    for relid in listed("SELECT seqrelid FROM pg_catalog.pg_sequence") {
         adjust(relid, share);
     }
+}
+
+/// Gives every sequence back the definition its user knows.
+pub(crate) fn restore_all() {
+    let _superuser = Superuser::begin();
+    for relid in listed("SELECT sequence FROM mtm.sequence_definitions") {
+        if is_permanent_sequence(relid) {
+            restore(relid);
+        }
+    }
+}
+
+fn listed(query: &str) -> Vec<pg_sys::Oid> {
+    let found = Spi::connect_mut(|client| {
+        client.update(FORGET_DROPPED, None, &[])?;
+        let rows = client.update(query, None, &[])?;
+        rows.map(|row| row.get::<pg_sys::Oid>(1)).collect::<Result<Vec<_>, _>>()
+    });
+    found.unwrap_or_else(|e| ereport_spi(&e)).into_iter().flatten().collect()
 }
 
 const FORGET_DROPPED: &str = "DELETE FROM mtm.sequence_definitions d WHERE NOT EXISTS \
@@ -110,15 +132,15 @@ const FORGET_DROPPED: &str = "DELETE FROM mtm.sequence_definitions d WHERE NOT E
 /// Gives this node its share of the sequences among relations that a statement touched.
 ///
 /// With `announce`, peers learn which values a new sequence has handed out during the statement.
-pub(crate) fn adjust_touched(relations: &[pg_sys::Oid], announce: bool) {
+pub(crate) fn adjust_touched(touched: &Touched, announce: bool) {
     let Some(share) = share() else { return };
-    for &relid in relations {
+    for &relid in &touched.all {
         if !is_permanent_sequence(relid) {
             continue;
         }
         let _superuser = Superuser::begin();
-        let Some((new, at)) = adjust(relid, share) else { continue };
-        if announce && new && at.called {
+        let Some(at) = adjust(relid, share) else { continue };
+        if announce && at.called && touched.created.contains(&relid) {
             emit_position(relid, at);
         }
     }
@@ -130,6 +152,10 @@ pub(crate) fn open(relid: pg_sys::Oid) {
         return;
     }
     let _superuser = Superuser::begin();
+    restore(relid);
+}
+
+fn restore(relid: pg_sys::Oid) {
     lock(relid);
     let Some(record) = recorded(relid) else { return };
     if record.in_catalog() == Some(definition(relid)) {
@@ -138,13 +164,13 @@ pub(crate) fn open(relid: pg_sys::Oid) {
     run("DELETE FROM mtm.sequence_definitions WHERE sequence = $1", &[relid.into()]);
 }
 
-/// Adjusts one sequence. Returns whether it was new to us, and where it stood.
-fn adjust(relid: pg_sys::Oid, share: Share) -> Option<(bool, Position)> {
+/// Adjusts one sequence. Returns where it stood.
+fn adjust(relid: pg_sys::Oid, share: Share) -> Option<Position> {
     if !is_permanent_sequence(relid) {
         return None;
     }
     lock(relid);
-    let (catalog, at, record) = (definition(relid), position(relid), recorded(relid));
+    let (catalog, at, record) = (definition(relid), place::read(relid), recorded(relid));
     let user = match record {
         Some(record) if record.in_catalog() == Some(catalog) => record.user,
         _ => catalog,
@@ -158,11 +184,18 @@ fn adjust(relid: pg_sys::Oid, share: Share) -> Option<(bool, Position)> {
     if record != Some(Record { user, share }) {
         remember(relid, &user, share);
     }
-    Some((record.is_none(), at))
+    Some(at)
 }
 
 /// All nodes continue the sequence from here: this node's part of it.
 pub(crate) fn set_named(schema: &[u8], name: &[u8], at: Position) {
+    let relid = find(schema, name);
+    let _superuser = Superuser::begin();
+    set(relid, at);
+}
+
+/// A sequence that a peer has named.
+fn find(schema: &[u8], name: &[u8]) -> pg_sys::Oid {
     let (c_schema, c_name) = (parse::c_text(schema), parse::c_text(name));
     // SAFETY: raises an error for an unknown schema.
     let namespace = unsafe { pg_sys::get_namespace_oid(c_schema.as_ptr(), false) };
@@ -176,8 +209,47 @@ pub(crate) fn set_named(schema: &[u8], name: &[u8], at: Position) {
             format!("sequence \"{name}\" does not exist")
         );
     }
-    let _superuser = Superuser::begin();
-    set(relid, at);
+    relid
+}
+
+/// A relation's number; 0 if there is none.
+///
+/// # Safety
+/// `relation` is a valid RangeVar.
+pub(crate) unsafe fn look_up(relation: *const pg_sys::RangeVar) -> pg_sys::Oid {
+    // SAFETY: as the caller promises; no lock.
+    unsafe {
+        pg_sys::RangeVarGetRelidExtended(
+            relation,
+            pg_sys::NoLock as i32,
+            pg_sys::RVROption::RVR_MISSING_OK,
+            None,
+            core::ptr::null_mut(),
+        )
+    }
+}
+
+/// The definition after an ALTER with these options, as far as classes depend on it; `None` if
+/// it says where to continue, or does not change anything of that.
+///
+/// # Safety
+/// `options` is a list of DefElem nodes as the parser makes them.
+unsafe fn alter_classes(old: &Definition, options: *mut pg_sys::List) -> Option<Definition> {
+    let mut new = *old;
+    // SAFETY: as the caller promises.
+    for option in unsafe { parse::elements::<pg_sys::DefElem>(options) } {
+        // SAFETY: as above; wrong values raise the statement's own error.
+        unsafe {
+            let has_value = !(*option).arg.is_null();
+            match &parse::bytes((*option).defname)[..] {
+                b"restart" => return None,
+                b"increment" if has_value => new.increment = pg_sys::defGetInt64(option),
+                b"start" if has_value => new.start = pg_sys::defGetInt64(option),
+                _ => {}
+            }
+        }
+    }
+    (new != *old && new.increment != 0).then_some(new)
 }
 
 /// Sets the position of this node so that the sequence as a whole stands at `at`.
@@ -238,6 +310,12 @@ fn names(relid: pg_sys::Oid) -> (Vec<u8>, Vec<u8>) {
     }
 }
 
+/// A relation's name with its schema, quoted where needed.
+pub(crate) fn qualified_name(relid: pg_sys::Oid) -> Vec<u8> {
+    let (schema, name) = names(relid);
+    parse::qualified(&[schema, name])
+}
+
 fn is_permanent_sequence(relid: pg_sys::Oid) -> bool {
     // SAFETY: a cache look-up; 0 when there is no such relation.
     let kind = unsafe { pg_sys::get_rel_relkind(relid) };
@@ -278,37 +356,11 @@ fn definition(relid: pg_sys::Oid) -> Definition {
     }
 }
 
-/// Where the sequence stands.
-fn position(relid: pg_sys::Oid) -> Position {
-    // SAFETY: the sequence is locked; closed below.
-    let relation = unsafe { pg_sys::relation_open(relid, pg_sys::NoLock as i32) };
-    let none = core::ptr::null_mut();
-    // SAFETY: a sequence holds one row that every snapshot sees.
-    let scan = unsafe {
-        let any = &raw mut pg_sys::SnapshotAnyData;
-        let flags = pg_sys::ScanOptions::SO_TYPE_SEQSCAN;
-        pg_sys::heap_beginscan(relation, any, 0, none, core::ptr::null_mut(), flags)
-    };
-    // SAFETY: the scan is open.
-    let row = unsafe { pg_sys::heap_getnext(scan, pg_sys::ScanDirection::ForwardScanDirection) };
-    // SAFETY: the row of a sequence has this layout.
-    let at = unsafe {
-        let data = pg_sys::GETSTRUCT(row).cast::<PgSequenceData>();
-        Position { last: (*data).last_value, called: (*data).is_called }
-    };
-    // SAFETY: begun above.
-    unsafe { pg_sys::heap_endscan(scan) };
-    // SAFETY: opened above.
-    unsafe { pg_sys::relation_close(relation, pg_sys::NoLock as i32) };
-    at
-}
-
 /// Writes a definition, and a position if given, into catalog and sequence.
 fn alter(relid: pg_sys::Oid, to: &Definition, at: Option<Position>) {
-    let (schema, name) = names(relid);
     let Definition { start, increment, min, max, .. } = to;
     let mut text = b"ALTER SEQUENCE ".to_vec();
-    text.extend_from_slice(&parse::qualified(&[schema, name]));
+    text.extend_from_slice(&qualified_name(relid));
     let options =
         format!(" INCREMENT BY {increment} MINVALUE {min} MAXVALUE {max} START WITH {start}");
     text.extend_from_slice(options.as_bytes());

@@ -1,0 +1,93 @@
+//! The steps of `mtm.init_cluster` on each node.
+
+use super::{require_preload, require_superuser};
+use crate::config;
+use crate::pg::{ddl, proc, sequences, shmem};
+use crate::report;
+use core::sync::atomic::Ordering;
+use mtm_core::NodeId;
+use mtm_core::sequence::Share;
+use pgrx::prelude::*;
+use std::io;
+
+const TO: &str = "make a node part of a multimaster cluster";
+
+/// Gives the node its share of every sequence and every table an identity of rows, and writes the
+/// configuration without using it yet. Returns the tables that have no primary key.
+#[pg_extern]
+fn prepare_node(cluster_id: &str, node_id: i32, conninfos: Vec<String>) -> Vec<String> {
+    require_preload();
+    require_superuser(TO);
+    let numbered = conninfos.into_iter().enumerate();
+    let nodes: Vec<_> = numbered
+        .filter_map(|(i, conninfo)| Some((NodeId::new(u8::try_from(i + 1).ok()?)?, conninfo)))
+        .collect();
+    let me = u8::try_from(node_id).ok().and_then(NodeId::new);
+    let stride = u8::try_from(nodes.len()).unwrap_or(u8::MAX);
+    let Some((me, share)) = me.and_then(|me| Some((me, Share::new(me, stride)?))) else {
+        report::error(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("node number {node_id} is out of range"),
+            "",
+            &format!("Numbers are 1 to {}, the number of nodes.", nodes.len()),
+        );
+    };
+    let Ok(cluster_id) = cluster_id.parse() else {
+        ereport!(
+            ERROR,
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("\"{cluster_id}\" is not the number of a cluster")
+        );
+    };
+    refuse_member();
+    sequences::adjust_all(Some(share));
+    let without_key = ddl::identify_all_rows();
+    let database = crate::pg::xact::my_database();
+    let config = config::Config { cluster_id, me, database, nodes };
+    check_io(config.save_pending());
+    without_key
+}
+
+fn refuse_member() {
+    if config::exists() {
+        ereport!(
+            ERROR,
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "the node belongs to a cluster already"
+        );
+    }
+}
+
+/// Lets the node take part in the cluster it was prepared for.
+#[pg_extern]
+fn activate_node() {
+    require_preload();
+    require_superuser(TO);
+    refuse_member();
+    check_io(config::activate());
+    wake_monitor();
+}
+
+/// Takes this node out of a cluster that could not be completed.
+#[pg_extern]
+fn unconfigure_node() {
+    require_preload();
+    require_superuser("take a node out of a multimaster cluster");
+    check_io(config::remove());
+    sequences::restore_all();
+    wake_monitor();
+}
+
+fn wake_monitor() {
+    proc::wake(shmem::header().monitor.load(Ordering::Acquire));
+}
+
+fn check_io(result: io::Result<()>) {
+    if let Err(error) = result {
+        ereport!(
+            ERROR,
+            PgSqlErrorCode::ERRCODE_IO_ERROR,
+            format!("could not write the cluster's configuration: {error}")
+        );
+    }
+}

@@ -19,6 +19,39 @@ pub enum Fault {
     Loss(u64),
     /// The disk of this node needs so many times as long.
     SlowDisk(usize, u64),
+    /// No process of the node runs; what arrives waits.
+    Freeze(usize),
+    /// They go on.
+    Thaw(usize),
+    /// The node's clock jumps by so many microseconds.
+    ClockStep(usize, i64),
+}
+
+impl Fault {
+    /// Whether this fault ends what `other` has begun.
+    pub(crate) fn ends(self, other: Self) -> bool {
+        match (other, self) {
+            (Self::Crash(a), Self::Restart(b)) | (Self::Freeze(a), Self::Thaw(b)) => a == b,
+            (Self::Cut(a, b), Self::Mend(c, d)) => (a, b) == (c, d),
+            (Self::Loss(a), Self::Loss(b)) => a > 0 && b == 0,
+            (Self::SlowDisk(a, slow), Self::SlowDisk(b, 1)) => a == b && slow > 1,
+            _ => false,
+        }
+    }
+
+    /// The nodes it is about.
+    pub(crate) const fn nodes(self) -> (Option<usize>, Option<usize>) {
+        match self {
+            Self::Crash(a)
+            | Self::Restart(a)
+            | Self::SlowDisk(a, _)
+            | Self::Freeze(a)
+            | Self::Thaw(a)
+            | Self::ClockStep(a, _) => (Some(a), None),
+            Self::Cut(a, b) | Self::Mend(a, b) => (Some(a), Some(b)),
+            Self::Loss(_) => (None, None),
+        }
+    }
 }
 
 /// One client's transaction.
@@ -51,6 +84,14 @@ impl Shape {
         match self {
             Self::Nodes(n) => n,
             Self::Referee => 2,
+        }
+    }
+
+    /// Number of machines: the referee is the last one.
+    pub const fn machines(self) -> usize {
+        match self {
+            Self::Nodes(n) => n,
+            Self::Referee => 3,
         }
     }
 }
@@ -113,7 +154,7 @@ impl Plan {
     pub fn new(seed: u64, shape: Shape) -> Self {
         let mut rng = Rng::new(seed);
         let heal_at_us = rng.between(1_000_000, 4_000_000);
-        let faults = faults(&mut rng, shape.nodes(), heal_at_us);
+        let faults = faults(&mut rng, shape, heal_at_us);
         let transactions = transactions(&mut rng, shape.nodes(), heal_at_us, &faults);
         Self {
             seed,
@@ -130,7 +171,7 @@ impl Plan {
     }
 }
 
-fn faults(rng: &mut Rng, nodes: usize, end: u64) -> Vec<(u64, Fault)> {
+fn faults(rng: &mut Rng, shape: Shape, end: u64) -> Vec<(u64, Fault)> {
     let mut faults = Vec::new();
     // Some histories are quiet, most are not.
     let episodes = if rng.chance(10) { 0 } else { rng.between(1, 5) };
@@ -143,16 +184,27 @@ fn faults(rng: &mut Rng, nodes: usize, end: u64) -> Vec<(u64, Fault)> {
                 1 => rng.between(50_000, 500_000),
                 _ => rng.between(500_000, 2_000_000),
             };
-            fault(rng, nodes, at, at + lasts, &mut faults);
+            fault(rng, shape, at, at + lasts, &mut faults);
         }
     }
     faults.sort_by_key(|(at, _)| *at);
     faults
 }
 
-fn fault(rng: &mut Rng, nodes: usize, at: u64, later: u64, faults: &mut Vec<(u64, Fault)>) {
+fn fault(rng: &mut Rng, shape: Shape, at: u64, later: u64, faults: &mut Vec<(u64, Fault)>) {
+    let nodes = shape.nodes();
     let node = rng.below(nodes as u64) as usize;
-    match rng.below(20) {
+    match rng.below(24) {
+        20 | 21 => {
+            faults.push((at, Fault::Freeze(node)));
+            faults.push((later, Fault::Thaw(node)));
+        }
+        22 => faults.push((at, Fault::ClockStep(node, rng.below(4_000_000) as i64 - 2_000_000))),
+        23 if shape == Shape::Referee => {
+            // The referee is down.
+            faults.push((at, Fault::Crash(nodes)));
+            faults.push((later, Fault::Restart(nodes)));
+        }
         0..7 => {
             faults.push((at, Fault::Crash(node)));
             faults.push((later, Fault::Restart(node)));
@@ -171,7 +223,7 @@ fn fault(rng: &mut Rng, nodes: usize, at: u64, later: u64, faults: &mut Vec<(u64
                 _ => (true, true),
             };
             let some = if rng.chance(50) { 100 } else { 50 };
-            for peer in (0..nodes).filter(|&p| p != node) {
+            for peer in (0..shape.machines()).filter(|&p| p != node) {
                 if !rng.chance(some) {
                     continue;
                 }

@@ -24,6 +24,10 @@ fn options() -> Result<Options, String> {
             o.bug = Some(*Bug::ALL.iter().find(named).ok_or_else(all)?);
             continue;
         }
+        if arg == "--referee" {
+            o.shape = Shape::Referee;
+            continue;
+        }
         let mut number = || {
             let value = args.next().ok_or_else(|| format!("{arg} needs a number"))?;
             value.parse::<u64>().map_err(|e| format!("{arg}: {e}"))

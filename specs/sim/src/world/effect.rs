@@ -8,6 +8,9 @@ use mtm_core::{GenNum, Gid, NodeSet};
 use mtm_node::{Effect, Node, PeerMessage, Role};
 use mtm_paxos::commit::Decree;
 
+/// How long a node waits for the referee.
+const REFEREE_US: u64 = 35_000;
+
 impl World {
     pub(super) fn effect(&mut self, i: usize, effect: Effect, held: &[(Gid, bool)]) {
         self.tell_effect(i, &effect);
@@ -58,7 +61,13 @@ impl World {
             }
             Effect::StartRecovery { num, donors } => self.start_recovery(i, num, donors),
             Effect::Online(num) => self.online(i, num),
-            Effect::AskReferee(_) | Effect::CleanReferee(_) => {}
+            Effect::AskReferee(num) => {
+                self.send_to(i, self.hosts.len(), Packet::AskReferee(num));
+                self.op(i, REFEREE_US, Op::RefereeSilent(num));
+            }
+            Effect::CleanReferee(num) => {
+                self.send_to(i, self.hosts.len(), Packet::CleanReferee(num));
+            }
         }
     }
 
@@ -124,6 +133,7 @@ impl World {
 
     fn start_recovery(&mut self, i: usize, num: GenNum, donors: NodeSet) {
         let restart = Recovery { num, donors, donor: None, at: 0, reconciled: false };
+        self.hosts[i].catching_up = None;
         self.hosts[i].recovery = Some(restart);
         self.recover_in(i, 1);
     }

@@ -10,12 +10,26 @@ impl World {
     pub(super) fn fault(&mut self, fault: Fault) {
         self.tell(|| format!("*** {fault:?}"));
         match fault {
+            Fault::Crash(i) if i == self.hosts.len() => self.referee_up = false,
+            Fault::Restart(i) if i == self.hosts.len() => self.referee_up = true,
             Fault::Crash(i) => self.crash(i),
             Fault::Restart(i) => self.restart(i),
             Fault::Cut(a, b) => self.cut[a][b] = true,
             Fault::Mend(a, b) => self.cut[a][b] = false,
             Fault::Loss(percent) => self.loss_percent = percent,
             Fault::SlowDisk(i, factor) => self.hosts[i].disk_factor = factor,
+            Fault::Freeze(i) => {
+                self.coverage.freezes += 1;
+                self.hosts[i].frozen = self.hosts[i].up;
+            }
+            Fault::Thaw(i) => self.thaw(i),
+            Fault::ClockStep(i, us) => {
+                self.coverage.clock_steps += 1;
+                self.hosts[i].clock = self.hosts[i].clock.saturating_add_signed(us);
+                // The timer is set again; what was heard was heard at another time.
+                self.hosts[i].wake_at = None;
+                self.schedule_wake(i);
+            }
         }
     }
 
@@ -43,6 +57,14 @@ impl World {
         let seed = self.rng.next();
         host.forget(&self.plan, seed);
         self.recount(i);
+    }
+
+    /// Everything that waited happens now, in order.
+    fn thaw(&mut self, i: usize) {
+        self.hosts[i].frozen = false;
+        for event in core::mem::take(&mut self.hosts[i].parked) {
+            self.after(0, event);
+        }
     }
 
     pub(super) fn restart(&mut self, i: usize) {
@@ -73,11 +95,13 @@ impl World {
         self.tell(|| "*** healing".to_owned());
         self.healing = true;
         self.loss_percent = 0;
+        self.referee_up = true;
         for row in &mut self.cut {
             row.fill(false);
         }
         for i in 0..self.hosts.len() {
             self.hosts[i].disk_factor = 1;
+            self.thaw(i);
             self.restart(i);
         }
     }

@@ -18,6 +18,8 @@ const TIMING: Timing = Timing {
     stagger_us: 15_000,
     recovery_limit_us: 3_000_000,
 };
+/// Clocks show at least so much, and differ by as much again.
+const CLOCK_US: u64 = 60_000_000;
 /// Places in the table of transactions.
 const SLOTS: usize = 128;
 
@@ -78,6 +80,15 @@ pub(crate) struct Receiver {
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) up: bool,
+    /// No process runs; this is what waits for them.
+    pub(crate) frozen: bool,
+    pub(crate) parked: Vec<super::Event>,
+    /// What its clock shows more than the world's.
+    pub(crate) clock: u64,
+    /// Up to where it has everything of each peer's WAL: what that peer keeps for it.
+    pub(crate) confirmed: Vec<usize>,
+    /// Where it reads on while it is no member.
+    pub(crate) catching_up: Option<(mtm_core::GenNum, usize, usize)>,
     /// Counts restarts: what an earlier life had begun does not go on.
     pub(crate) life: u64,
     pub(crate) core: Core,
@@ -102,11 +113,10 @@ pub(crate) struct Host {
     /// When recovery goes on.
     pub(crate) recover_at: Option<u64>,
     pub(crate) caught_up: bool,
-    pub(crate) tasks: VecDeque<Task>,
+    pub(crate) tasks: VecDeque<(Task, Keys)>,
     /// Rows locked for the first task, and whether its record is being written.
     pub(crate) task_locked: usize,
     pub(crate) task_writing: bool,
-    pub(crate) task_keys: Option<Keys>,
     /// COMMIT PREPARED or ROLLBACK PREPARED is being done.
     pub(crate) finishing: BTreeSet<Gid>,
     /// Transaction numbers are never used twice, not even after a crash.
@@ -120,6 +130,11 @@ impl Host {
         let state = Record::initial(node(i), 1, NodeSet::first(n as u8));
         Self {
             up: true,
+            frozen: false,
+            parked: Vec::new(),
+            clock: CLOCK_US + seed % CLOCK_US,
+            confirmed: vec![0; n],
+            catching_up: None,
             life: 0,
             core: core(plan, state, seed, false),
             slots: vec![Slot::FREE; SLOTS],
@@ -144,7 +159,6 @@ impl Host {
             tasks: VecDeque::new(),
             task_locked: 0,
             task_writing: false,
-            task_keys: None,
             finishing: BTreeSet::new(),
             next_xid: 1,
             locks_changed: false,
@@ -154,6 +168,11 @@ impl Host {
     /// Everything that only memory knew is gone.
     pub(crate) fn forget(&mut self, plan: &Plan, seed: u64) {
         self.core = core(plan, self.state, seed, true);
+        self.frozen = false;
+        self.parked.clear();
+        // The monotonic clock of a new boot has nothing to do with the old one's.
+        self.clock = CLOCK_US + seed % CLOCK_US;
+        self.catching_up = None;
         self.slots.fill(Slot::FREE);
         self.state_pending.clear();
         self.state_arrives = 0;
@@ -175,7 +194,6 @@ impl Host {
         self.tasks.clear();
         self.task_locked = 0;
         self.task_writing = false;
-        self.task_keys = None;
         self.finishing.clear();
     }
 

@@ -30,10 +30,15 @@ impl World {
                 self.deliver_held(i);
                 self.catch_up(i);
                 self.keep_house(i);
+                self.confirm(i);
                 self.measure_table(i);
                 self.op(i, POLL_US, Op::Poll);
             }
             Op::ScanDone => self.scan(i),
+            Op::RefereeSilent(num) => {
+                let answer = generations::Input::Referee { num, granted: false };
+                self.feed(i, Input::Generation(answer));
+            }
         }
     }
 

@@ -8,6 +8,7 @@ mod fault;
 mod host;
 mod local;
 mod network;
+mod referee;
 mod recovery;
 
 use crate::database::{Keys, Record};
@@ -16,7 +17,7 @@ use crate::plan::Plan;
 use crate::rng::Rng;
 use host::Host;
 use mtm_core::{GenNum, Gid, Instant, Machine, NodeId, NodeSet, Outbox, Token};
-use mtm_generations as generations;
+use mtm_generations::{self as generations, referee::Referee};
 use mtm_node::{Effect, Input, Node, PeerMessage};
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
@@ -56,14 +57,52 @@ pub struct Coverage {
     pub settled_commits: u64,
     /// Aborts decided by settlement in a later generation.
     pub settled_aborts: u64,
+    /// Processes of a node that stood still for a while.
+    pub freezes: u64,
+    /// Jumps of a node's clock.
+    pub clock_steps: u64,
+    /// Commits that a node replayed while it was no member.
+    pub caught_up: u64,
+    /// Recoveries that did not begin at the start of the donor's WAL.
+    pub from_syncpoints: u64,
+    /// Grants of the referee.
+    pub grants: u64,
 }
 
 impl Coverage {
+    /// The number of each thing, with its name.
+    pub fn counts(&self) -> [(&'static str, u64); 21] {
+        [
+            ("histories", self.histories),
+            ("steps", self.steps),
+            ("committed", self.committed),
+            ("aborted", self.aborted),
+            ("unknown", self.unknown),
+            ("refused", self.refused),
+            ("crashes", self.crashes),
+            ("freezes", self.freezes),
+            ("clock_steps", self.clock_steps),
+            ("lost_messages", self.lost_messages),
+            ("switches", self.switches),
+            ("recoveries", self.recoveries),
+            ("from_syncpoints", self.from_syncpoints),
+            ("replayed", self.replayed),
+            ("caught_up", self.caught_up),
+            ("installed", self.installed),
+            ("dropped", self.dropped),
+            ("table_max", self.table_max),
+            ("settled_commits", self.settled_commits),
+            ("settled_aborts", self.settled_aborts),
+            ("grants", self.grants),
+        ]
+    }
+
     /// Adds another history's.
     pub fn add(&mut self, o: &Self) {
         let Self {
             histories, steps, committed, aborted, unknown, refused, crashes, lost_messages,
             switches, recoveries, replayed, installed, dropped, table_max, settled_commits, settled_aborts,
+            freezes, clock_steps, caught_up, from_syncpoints, grants,
         } = self;
         *histories += o.histories;
         *steps += o.steps;
@@ -81,6 +120,11 @@ impl Coverage {
         *table_max = o.table_max.max(*table_max);
         *settled_commits += o.settled_commits;
         *settled_aborts += o.settled_aborts;
+        *freezes += o.freezes;
+        *clock_steps += o.clock_steps;
+        *caught_up += o.caught_up;
+        *from_syncpoints += o.from_syncpoints;
+        *grants += o.grants;
     }
 }
 
@@ -102,6 +146,12 @@ pub struct Verdict {
 pub(crate) enum Packet {
     Generation(generations::Message),
     Peer(PeerMessage),
+    /// To the referee: may this node form this generation alone?
+    AskReferee(GenNum),
+    /// To the referee: both nodes are ONLINE in this generation.
+    CleanReferee(GenNum),
+    /// Its answer.
+    Referee(GenNum, bool),
 }
 
 /// What to tell the machine when a WAL record is durable.
@@ -123,7 +173,6 @@ pub(crate) enum Op {
     Append(Record, Then),
     Flushed(usize, Record, Then),
     StateFile(Token, generations::Record),
-    /// The referee's part of a generation change.
     Applied(Gid),
     /// A backend has done its statements.
     Worked(u64),
@@ -132,6 +181,8 @@ pub(crate) enum Op {
     Recover,
     /// Looks at connections.
     Poll,
+    /// Waits for the referee no longer.
+    RefereeSilent(GenNum),
     ScanDone,
 }
 
@@ -156,6 +207,8 @@ pub(crate) struct World {
     queue: BTreeMap<(u64, u64), Event>,
     queued: u64,
     hosts: Vec<Host>,
+    referee: Referee,
+    referee_up: bool,
     /// `cut[a][b]`: nothing from a reaches b.
     cut: Vec<Vec<bool>>,
     loss_percent: u64,
@@ -184,7 +237,7 @@ pub(crate) fn node(i: usize) -> NodeId {
 
 impl World {
     fn new(plan: Plan, tell: bool) -> Self {
-        let n = plan.shape.nodes();
+        let (n, machines) = (plan.shape.nodes(), plan.shape.machines());
         let mut rng = Rng::new(plan.seed ^ 0x5EED);
         let hosts = (0..n).map(|i| Host::new(i, &plan, rng.next())).collect();
         let mut world = Self {
@@ -193,7 +246,9 @@ impl World {
             queue: BTreeMap::new(),
             queued: 0,
             hosts,
-            cut: vec![vec![false; n]; n],
+            referee: Referee::new(),
+            referee_up: true,
+            cut: vec![vec![false; machines]; machines],
             loss_percent: 0,
             healing: false,
             probed: false,
@@ -258,7 +313,23 @@ impl World {
         }
     }
 
+    /// Which host an event happens on.
+    fn place(&self, event: &Event) -> Option<usize> {
+        match event {
+            Event::Arrive(_, to, _) | Event::Item { to, .. } => Some(*to),
+            Event::Decode(from, _) => Some(*from),
+            Event::Wake(i, _) | Event::Op(i, ..) => Some(*i),
+            Event::Begin(_) | Event::Fault(_) => None,
+        }
+    }
+
     fn handle(&mut self, event: Event) {
+        if let Some(host) = self.place(&event).and_then(|i| self.hosts.get_mut(i))
+            && host.frozen
+        {
+            host.parked.push(event);
+            return;
+        }
         match event {
             Event::Arrive(from, to, packet) => self.arrive(from, to, packet),
             Event::Decode(from, to) => self.decode(from, to),
@@ -311,7 +382,8 @@ impl World {
         if !self.hosts[i].up {
             return;
         }
-        (self.now, i, input).hash(&mut self.trace);
+        let now = self.local(i);
+        (now, i, input).hash(&mut self.trace);
         self.coverage.steps += 1;
         if !matches!(input, Input::Generation(_)) {
             self.tell(|| format!("n{}  <- {input:?}", i + 1));
@@ -319,7 +391,7 @@ impl World {
         let mut out = Outbox::new();
         let host = &mut self.hosts[i];
         let mut machine = Node::new(&mut host.core, &mut host.slots);
-        let result = machine.step(self.now, input, &mut out);
+        let result = machine.step(now, input, &mut out);
         // What a ParallelSafe record says is taken in the same step (the driver holds the lock).
         let safe = |e: &Effect| matches!(e, Effect::WriteParallelSafe(_));
         let held: Vec<(Gid, bool)> = if out.as_slice().iter().any(safe) {
@@ -342,15 +414,20 @@ impl World {
         let host = &mut self.hosts[i];
         let machine = Node::new(&mut host.core, &mut host.slots);
         let Some(at) = machine.deadline() else { return };
-        let at = at.0.max(self.now.0 + 1);
+        let at = at.0.saturating_sub(host.clock).max(self.now.0 + 1);
         if host.wake_at.is_none_or(|old| at < old) {
             host.wake_at = Some(at);
             self.at(at, Event::Wake(i, at));
         }
     }
 
+    /// What the clock of a host says.
+    fn local(&self, i: usize) -> Instant {
+        Instant(self.now.0 + self.hosts[i].clock)
+    }
+
     fn serves(&self, i: usize) -> bool {
-        self.hosts[i].up && self.hosts[i].core.membership().is_online()
+        self.hosts[i].up && !self.hosts[i].frozen && self.hosts[i].core.membership().is_online()
     }
 
     fn current(&self, i: usize) -> mtm_generations::Elected {

@@ -15,10 +15,14 @@ pub(super) const QUICK: Slowness = Slowness { percent: 2, max_us: 20_000 };
 impl World {
     pub(super) fn send(&mut self, from: usize, to: NodeSet, packet: Packet) {
         for peer in to.intersection(self.all()) {
-            let to = peer.index();
-            if to == from {
-                continue;
+            if peer.index() != from {
+                self.send_to(from, peer.index(), packet);
             }
+        }
+    }
+
+    pub(super) fn send_to(&mut self, from: usize, to: usize, packet: Packet) {
+        {
             self.tell_packet(from, to, &packet);
             let copies = if !self.healing && self.rng.chance(2) { 2 } else { 1 };
             for _ in 0..copies {
@@ -45,10 +49,18 @@ impl World {
     }
 
     pub(super) fn arrive(&mut self, from: usize, to: usize, packet: Packet) {
+        if to == self.hosts.len() {
+            self.ask_referee(from, packet);
+            return;
+        }
         if !self.hosts[to].up {
             return;
         }
-        let now = self.now;
+        if let Packet::Referee(num, granted) = packet {
+            self.feed(to, Input::Generation(generations::Input::Referee { num, granted }));
+            return;
+        }
+        let now = self.local(to);
         self.hosts[to].heard.insert(node(from), now);
         self.connectivity(to);
         let from = node(from);
@@ -57,6 +69,7 @@ impl World {
                 Input::Generation(generations::Input::Message { from, message })
             }
             Packet::Peer(message) => Input::Message { from, message },
+            Packet::AskReferee(_) | Packet::CleanReferee(_) | Packet::Referee(..) => return,
         };
         self.feed(to, input);
     }
@@ -64,7 +77,7 @@ impl World {
     /// Who is heard changes with time and with every message.
     pub(super) fn connectivity(&mut self, i: usize) {
         let host = &self.hosts[i];
-        let fresh = |at: &mtm_core::Instant| self.now.since(*at) < SILENCE_US;
+        let fresh = |at: &mtm_core::Instant| self.local(i).since(*at) < SILENCE_US;
         let heard: NodeSet = host.heard.iter().filter(|(_, at)| fresh(at)).map(|(n, _)| *n).collect();
         let heard = heard.with(node(i));
         if heard != host.connected {
@@ -73,8 +86,9 @@ impl World {
         }
     }
 
-    fn linked(&self, a: usize, b: usize) -> bool {
-        self.hosts[a].up && self.hosts[b].up && !self.cut[a][b] && !self.cut[b][a]
+    pub(super) fn linked(&self, a: usize, b: usize) -> bool {
+        let runs = |i: usize| self.hosts[i].up && !self.hosts[i].frozen;
+        runs(a) && runs(b) && !self.cut[a][b] && !self.cut[b][a]
     }
 
     /// Opens or loses the streams of a host; also asks for what was not decoded yet.

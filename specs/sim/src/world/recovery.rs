@@ -10,8 +10,14 @@ use mtm_node::{Input, Node, Role};
 const AGAIN_US: u64 = 20_000;
 
 impl World {
+    /// With its rows at hand: the donor may be out of reach when its turn comes, and nothing that
+    /// was begun may be left out.
     pub(super) fn task(&mut self, i: usize, task: Task) {
-        self.hosts[i].tasks.push_back(task);
+        let keys = match task {
+            Task::Drop(_) => Keys::new(),
+            Task::Apply(gid) | Task::Install(gid, _) => self.rows_for(i, gid),
+        };
+        self.hosts[i].tasks.push_back((task, keys));
         self.hosts[i].locks_changed = true;
     }
 
@@ -27,10 +33,64 @@ impl World {
     pub(super) fn catch_up(&mut self, i: usize) {
         let membership = self.hosts[i].core.membership();
         let dead = membership.status_in_generation() == generations::StatusInGeneration::Dead;
-        let caught_up = dead && !membership.is_fenced() && self.rng.chance(20);
+        let outside = dead && !membership.is_fenced();
+        if outside {
+            self.read_ahead(i);
+        }
+        let caught_up = outside && self.rng.chance(20);
         if caught_up != self.hosts[i].caught_up && (caught_up || !dead) {
             self.hosts[i].caught_up = caught_up;
             self.feed(i, Input::Generation(generations::Input::CaughtUp(caught_up)));
+        }
+    }
+
+    /// While it is no member: replays what a node ONLINE in its generation has committed, so that
+    /// recovery is short.
+    fn read_ahead(&mut self, i: usize) {
+        let num = self.current(i).generation.num;
+        let usable = |d: usize| {
+            d != i && self.linked(d, i) && self.serves(d) && self.current(d).generation.num == num
+        };
+        let from = match self.hosts[i].catching_up {
+            Some(same) if same.0 == num && usable(same.1) => Some(same),
+            // From the confirmed place again: what was read last may not have been heeded.
+            _ => (0..self.hosts.len())
+                .find(|&d| usable(d))
+                .map(|d| (num, d, self.hosts[i].confirmed[d])),
+        };
+        self.hosts[i].catching_up = from;
+        let Some((num, donor, mut at)) = from else { return };
+        // A few at a time: the next look comes soon.
+        for _ in 0..20 {
+            let busy = !self.hosts[i].tasks.is_empty() || !self.hosts[i].finishing.is_empty();
+            if busy || at == self.hosts[donor].db.flushed {
+                break;
+            }
+            let record = self.hosts[donor].db.wal[at].clone();
+            at += 1;
+            if let Record::Commit(gid, _) | Record::CommitPrepared(gid, _) = record {
+                self.coverage.caught_up += u64::from(!self.hosts[i].db.committed.contains(&gid));
+                self.feed(i, Input::Replay { num, gid });
+            }
+        }
+        self.hosts[i].catching_up = Some((num, donor, at));
+    }
+
+    /// Up to where this node needs nothing of a peer's WAL any more: before the first commit, of
+    /// whatever origin, that is not durable here. The peer's slot moves there some time later.
+    pub(super) fn confirm(&mut self, i: usize) {
+        for peer in (0..self.hosts.len()).filter(|&p| p != i) {
+            if !self.linked(peer, i) || !self.rng.chance(20) {
+                continue;
+            }
+            let (mine, wal) = (&self.hosts[i].db.committed, &self.hosts[peer].db);
+            let start = self.hosts[i].confirmed[peer].min(wal.flushed);
+            let needed = |r: &Record| match r {
+                Record::Commit(gid, _) | Record::CommitPrepared(gid, _) => !mine.contains(gid),
+                _ => false,
+            };
+            let done = wal.wal[start..wal.flushed].iter().position(needed);
+            self.hosts[i].confirmed[peer] = done.map_or(wal.flushed, |n| start + n);
         }
     }
 
@@ -81,17 +141,18 @@ impl World {
         let recovery = self.hosts[i].recovery.as_ref()?;
         let (num, donors, old) = (recovery.num, recovery.donors, recovery.donor);
         let usable = |d: usize| {
-            let reachable = self.hosts[d].up && !self.cut[d][i] && !self.cut[i][d];
-            reachable.then(|| self.parallel_safe(d, num)).flatten()
+            self.linked(d, i).then(|| self.parallel_safe(d, num)).flatten()
         };
         if let Some(end) = old.and_then(usable) {
             return old.map(|d| (d, end));
         }
         let (donor, end) = donors.iter().find_map(|d| usable(d.index()).map(|end| (d.index(), end)))?;
+        let start = self.hosts[i].confirmed[donor].min(end);
         let recovery = self.hosts[i].recovery.as_mut()?;
         recovery.donor = Some(donor);
-        recovery.at = 0;
+        recovery.at = start;
         recovery.reconciled = false;
+        self.coverage.from_syncpoints += u64::from(start > 0);
         Some((donor, end))
     }
 
@@ -124,39 +185,33 @@ impl World {
         true
     }
 
-    fn task_keys(&mut self, i: usize, gid: Gid) -> Keys {
-        if let Some(keys) = &self.hosts[i].task_keys {
-            return keys.clone();
-        }
-        // The rows come from the donor, or are here already.
+    /// The rows come from the donor, or are here already.
+    fn rows_for(&mut self, i: usize, gid: Gid) -> Keys {
         let donor = self.hosts[i].recovery.as_ref().and_then(|r| r.donor);
+        let donor = donor.or(self.hosts[i].catching_up.map(|(_, d, _)| d));
         let keys = donor.and_then(|d| self.hosts[d].db.keys_of(&gid));
         let keys = keys.or_else(|| self.hosts[i].db.keys_of(&gid));
-        let keys = keys.unwrap_or_else(|| {
+        keys.unwrap_or_else(|| {
             self.oracle.violated("NoMisuse", format!("no rows of {gid} for recovery"));
             Keys::new()
-        });
-        self.hosts[i].task_keys = Some(keys.clone());
-        keys
+        })
     }
 
     /// Goes on with the first task: locks its rows, writes its record.
     pub(super) fn pump_task(&mut self, i: usize) {
-        let Some(&task) = self.hosts[i].tasks.front() else { return };
+        let Some((task, keys)) = self.hosts[i].tasks.front().cloned() else { return };
         if self.hosts[i].task_writing {
             return;
         }
         let (record, gid) = match task {
             Task::Drop(gid) => (Record::RollbackPrepared(gid), gid),
             Task::Apply(gid) => {
-                let keys = self.task_keys(i, gid);
                 if !self.lock_for_task(i, gid, &keys, Owner::Recovery) {
                     return;
                 }
                 (Record::Commit(gid, keys), gid)
             }
             Task::Install(gid, accepted) => {
-                let keys = self.task_keys(i, gid);
                 if !self.lock_for_task(i, gid, &keys, Owner::Gid(gid)) {
                     return;
                 }
@@ -203,16 +258,16 @@ impl World {
         let host = &mut self.hosts[i];
         let entry = Node::new(&mut host.core, &mut host.slots).transaction(&other);
         let undecided = entry.is_some_and(|e| matches!(e.role, Role::Peer(p) if p.is_undecided()));
-        let dropping = host.tasks.contains(&Task::Drop(other));
+        let dropping = host.tasks.iter().any(|(t, _)| *t == Task::Drop(other));
         if !undecided || dropping {
             return;
         }
         self.tell(|| format!("n{}    {other} is in the way of {gid}", i + 1));
         self.feed(i, Input::Drop(other));
         let host = &mut self.hosts[i];
-        if let Some(at) = host.tasks.iter().position(|t| *t == Task::Drop(other)) {
-            host.tasks.remove(at);
-            host.tasks.push_front(Task::Drop(other));
+        if let Some(at) = host.tasks.iter().position(|(t, _)| *t == Task::Drop(other)) {
+            let drop = host.tasks.remove(at).expect("it is at that place");
+            host.tasks.push_front(drop);
         }
     }
 
@@ -224,7 +279,6 @@ impl World {
         let dropped = matches!(host.db.wal.last(), Some(Record::RollbackPrepared(g)) if *g == gid);
         if !dropped {
             host.task_locked = 0;
-            host.task_keys = None;
         }
         host.locks_changed = true;
         self.feed(i, Input::RecoveryDone(gid));

@@ -1,0 +1,22 @@
+//! The referee: a small database of its own, which keeps what it has granted.
+
+use super::{Packet, World, node};
+
+impl World {
+    /// A request arrives at the referee. Its row is durable before it answers.
+    pub(super) fn ask_referee(&mut self, from: usize, packet: Packet) {
+        if !self.referee_up {
+            return;
+        }
+        match packet {
+            Packet::AskReferee(num) => {
+                let granted = self.referee.request(node(from), num).is_ok();
+                self.coverage.grants += u64::from(granted);
+                let referee = self.hosts.len();
+                self.send_to(referee, from, Packet::Referee(num, granted));
+            }
+            Packet::CleanReferee(num) => self.referee.clean(num),
+            Packet::Generation(_) | Packet::Peer(_) | Packet::Referee(..) => {}
+        }
+    }
+}

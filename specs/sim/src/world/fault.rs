@@ -1,6 +1,7 @@
 //! Disturbances, restarts, healing.
 
 use super::{Op, World, node};
+use crate::database::Record;
 use crate::oracle::Told;
 use crate::plan::Fault;
 use mtm_core::Gid;
@@ -53,7 +54,16 @@ impl World {
         if states > 0 {
             host.state = host.state_pending[states - 1].1;
         }
+        let synced = host.db.flushed;
         host.db.crash(survive);
+        // A commit record that reached the disk unseen counts.
+        let unseen = host.db.wal[synced..].to_vec();
+        for record in &unseen {
+            if let Record::Commit(gid, _) | Record::CommitPrepared(gid, _) = record {
+                self.committed(i, *gid, record);
+            }
+        }
+        let host = &mut self.hosts[i];
         let seed = self.rng.next();
         host.forget(&self.plan, seed);
         self.recount(i);

@@ -164,12 +164,12 @@ impl World {
     }
 
     /// A transaction is durably committed here.
-    fn committed(&mut self, i: usize, gid: mtm_core::Gid, record: &Record) {
+    pub(super) fn committed(&mut self, i: usize, gid: mtm_core::Gid, record: &Record) {
         self.decided_commit(i, gid);
         if let Record::Commit(_, keys) | Record::CommitPrepared(_, keys) = record {
             for key in keys {
-                let at = self.hosts[i].db.rows[key].len() - 1;
-                self.oracle.written(*key, at, gid);
+                let at = self.hosts[i].db.rows[key].iter().rposition(|g| *g == gid);
+                self.oracle.written(*key, at.expect("it was written just now"), gid);
             }
         }
     }

@@ -12,7 +12,7 @@ pub mod referee;
 mod status;
 
 pub use generation::{Configuration, Elected, Generation, elect};
-pub use membership::{Effect, Input, Membership, Misuse, Timing};
+pub use membership::{Bug, Effect, Input, Membership, Misuse, Timing};
 pub use message::Message;
 pub use record::{Record, RecordError};
 pub use status::{NodeStatus, Reason, StatusInGeneration};

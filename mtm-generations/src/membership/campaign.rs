@@ -1,6 +1,6 @@
 //! Proposing a generation: when, with whom, and counting votes (TLA+ `Propose`, `Elect`).
 
-use super::{Effect, Membership, Misuse};
+use super::{Bug, Effect, Membership, Misuse};
 use crate::generation::{Configuration, Generation, elect};
 use crate::message::Message;
 use mtm_core::{GenNum, Instant, MAX_NODES, NodeId, NodeSet, Outbox, Token};
@@ -214,7 +214,13 @@ impl Membership {
             return;
         }
         let elected = if campaign.own_durable {
-            let last = |n: NodeId| campaign.last_online_in[n.index()];
+            let (any, inner) = (self.planted(Bug::AnyDonor), self.planted(Bug::HighestOfMembers));
+            let last = |n: NodeId| {
+                if any || (inner && !campaign.generation.members.contains(n)) {
+                    return GenNum(1);
+                }
+                campaign.last_online_in[n.index()]
+            };
             elect(campaign.generation, campaign.voters, last, campaign.granted)
         } else {
             None

@@ -5,6 +5,7 @@
 //! be ONLINE in a generation below its last vote, choose donors twice for one number.
 //! Carries TLA+ `Propose`, `Vote`, `Elect`, `Switch` and the ONLINE step of `Recover`.
 
+mod bug;
 mod campaign;
 mod switch;
 mod vote;
@@ -14,6 +15,7 @@ use crate::generation::{Configuration, Elected};
 use crate::message::Message;
 use crate::record::Record;
 use crate::status::{NodeStatus, Reason, StatusInGeneration};
+pub use bug::Bug;
 use campaign::Campaign;
 use mtm_core::{GenNum, Instant, MAX_NODES, Machine, NodeId, NodeSet, Outbox, Token};
 
@@ -183,6 +185,8 @@ pub struct Membership {
     not_all_online_since: Option<Instant>,
     next_heartbeat: Instant,
     rng: u64,
+    #[cfg(feature = "planted-bugs")]
+    planted: Option<Bug>,
 }
 
 impl Membership {
@@ -215,7 +219,28 @@ impl Membership {
             not_all_online_since: None,
             next_heartbeat: Instant(0),
             rng: seed | 1,
+            #[cfg(feature = "planted-bugs")]
+            planted: None,
         }
+    }
+
+    /// Breaks one rule, for tests of the tests.
+    #[cfg(feature = "planted-bugs")]
+    #[must_use]
+    pub const fn with_bug(mut self, bug: Option<Bug>) -> Self {
+        self.planted = bug;
+        self
+    }
+
+    #[cfg(feature = "planted-bugs")]
+    fn planted(&self, bug: Bug) -> bool {
+        self.planted == Some(bug)
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    #[expect(clippy::unused_self, reason = "the same shape as with the feature")]
+    const fn planted(&self, _bug: Bug) -> bool {
+        false
     }
 
     /// The cluster has two data nodes and a referee.
@@ -356,7 +381,8 @@ impl Membership {
     /// A member that voted for a later generation can never be ONLINE in this one.
     fn cannot_be_online(&self) -> bool {
         let num = self.record.current.generation.num;
-        self.record.last_online_in < num && self.record.last_vote > num
+        let promised = self.record.last_vote > num && !self.planted(Bug::OnlineDespiteVote);
+        self.record.last_online_in < num && promised
     }
 
     fn persist(&mut self, out: &mut Outbox<Effect>) -> Token {

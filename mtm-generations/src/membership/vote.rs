@@ -1,6 +1,6 @@
 //! Voting: once per number, durable before it leaves (TLA+ `Vote`).
 
-use super::{Effect, Membership};
+use super::{Bug, Effect, Membership};
 use crate::generation::Generation;
 use crate::message::Message;
 use mtm_core::{NodeId, NodeSet, Outbox};
@@ -47,7 +47,8 @@ impl Membership {
         let ours = &self.record.current.generation.configured;
         let theirs = &generation.configured;
         // Safety: never twice for a number, never for an older configuration, never when dropped.
-        let safe = generation.num > self.record.last_vote
+        let again = self.planted(Bug::VoteTwice) && generation.num == self.record.last_vote;
+        let safe = (generation.num > self.record.last_vote || again)
             && generation.num > self.record.current.generation.num
             && ours.admits(theirs)
             && theirs.nodes.contains(self.node())

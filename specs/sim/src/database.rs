@@ -149,7 +149,7 @@ impl Database {
 
     /// What a restarting server can find out: the last checkpoint, the WAL since its start, the
     /// prepared transactions, and the commit log for its own.
-    pub(crate) fn scan(&self, me: NodeId) -> (Option<Below>, BTreeMap<Gid, Found>) {
+    pub(crate) fn scan(&self, me: NodeId, rollback_is_evidence: bool) -> (Option<Below>, BTreeMap<Gid, Found>) {
         let last = self.wal.iter().rev().find_map(|record| match record {
             Record::Checkpoint { start, forgotten, remembered } => {
                 Some((*start, *forgotten, remembered))
@@ -175,6 +175,9 @@ impl Database {
                     if *accepted {
                         found.insert(*gid, Found::AbortAccepted { prepared: true });
                     }
+                }
+                Record::RollbackPrepared(gid) if rollback_is_evidence => {
+                    found.insert(*gid, Found::Aborted);
                 }
                 // A rollback is evidence of nothing.
                 _ => {}

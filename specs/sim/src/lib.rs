@@ -9,9 +9,13 @@
 mod database;
 mod oracle;
 mod plan;
+mod planted;
 mod rng;
+mod sweep;
 mod world;
 
 pub use oracle::Violation;
-pub use plan::{Fault, Plan, Shape, Slowness, Transaction};
+pub use plan::{Fault, Flavour, Plan, Shape, Slowness, Transaction};
+pub use planted::{CASES, Case, Driver, Planted};
+pub use sweep::{Failure, Sweep};
 pub use world::{Coverage, Verdict, run};

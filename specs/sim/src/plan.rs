@@ -2,7 +2,7 @@
 //! shrunk by leaving parts out.
 
 use crate::rng::Rng;
-use mtm_node::Bug;
+use crate::planted::Planted;
 
 /// A disturbance.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -132,7 +132,7 @@ pub struct Plan {
     /// The cluster.
     pub shape: Shape,
     /// A rule broken on purpose.
-    pub bug: Option<Bug>,
+    pub planted: Option<Planted>,
     /// Messages and streams.
     pub latency: Slowness,
     /// Syncs.
@@ -149,9 +149,41 @@ pub struct Plan {
     pub heal_at_us: u64,
 }
 
+/// What kind of trouble a history is biased to; plain chance reaches some rules too rarely.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flavour {
+    /// Everything, by chance.
+    Wild,
+    /// One node stops hearing the others while its impatient clients abort, and its disk is so
+    /// slow that it moves to the next generation late.
+    Deaf,
+    /// Generations follow one another quickly, each without another node, and messages get lost.
+    Churn,
+}
+
 impl Plan {
-    /// The script of this seed.
+    /// The script of this seed: three of four are wild.
     pub fn new(seed: u64, shape: Shape) -> Self {
+        match seed % 8 {
+            3 => Self::flavoured(seed, shape, Flavour::Deaf),
+            6 => Self::flavoured(seed, shape, Flavour::Churn),
+            _ => Self::flavoured(seed, shape, Flavour::Wild),
+        }
+    }
+
+    /// The script of this seed with this bias.
+    pub fn flavoured(seed: u64, shape: Shape, flavour: Flavour) -> Self {
+        let mut plan = Self::wild(seed, shape);
+        let mut rng = Rng::new(seed ^ 0xF1A_0000);
+        match flavour {
+            Flavour::Wild => {}
+            Flavour::Deaf => deaf(&mut rng, &mut plan),
+            Flavour::Churn => churn(&mut rng, &mut plan),
+        }
+        plan
+    }
+
+    fn wild(seed: u64, shape: Shape) -> Self {
         let mut rng = Rng::new(seed);
         let heal_at_us = rng.between(1_000_000, 4_000_000);
         let faults = faults(&mut rng, shape, heal_at_us);
@@ -159,7 +191,7 @@ impl Plan {
         Self {
             seed,
             shape,
-            bug: None,
+            planted: None,
             latency: Slowness::new(&mut rng, 500_000),
             disk: Slowness::new(&mut rng, 100_000),
             write: Slowness::new(&mut rng, 100_000),
@@ -270,4 +302,65 @@ fn transactions(rng: &mut Rng, nodes: usize, end: u64, faults: &[(u64, Fault)]) 
         .collect();
     all.sort_by_key(|t| t.at_us);
     all
+}
+
+fn deaf(rng: &mut Rng, plan: &mut Plan) {
+    let nodes = plan.shape.nodes();
+    let victim = rng.below(nodes as u64) as usize;
+    plan.faults = vec![(1, Fault::SlowDisk(victim, rng.between(5, 60)))];
+    plan.latency = Slowness { percent: rng.between(5, 50), max_us: rng.between(2_000, 60_000) };
+    let mut at = rng.between(100_000, 200_000);
+    while at < plan.heal_at_us {
+        let lasts = rng.between(200_000, 420_000);
+        for peer in (0..nodes).filter(|&p| p != victim) {
+            plan.faults.push((at, Fault::Cut(peer, victim)));
+            plan.faults.push((at + lasts, Fault::Mend(peer, victim)));
+        }
+        for _ in 0..rng.between(4, 12) {
+            let begins = at.saturating_sub(20_000) + rng.below(lasts);
+            let key = rng.below(200) as u8;
+            plan.transactions.push(Transaction {
+                at_us: begins,
+                node: victim,
+                keys: vec![key],
+                think_us: rng.below(1_000),
+                patience_us: rng.between(500, 300_000),
+            });
+        }
+        at += lasts + rng.between(300_000, 600_000);
+    }
+    plan.faults.sort_by_key(|(at, _)| *at);
+    plan.transactions.sort_by_key(|t| t.at_us);
+}
+
+fn churn(rng: &mut Rng, plan: &mut Plan) {
+    let nodes = plan.shape.nodes();
+    plan.latency = Slowness { percent: rng.between(5, 25), max_us: rng.between(2_000, 100_000) };
+    plan.faults = vec![(1, Fault::Loss(rng.between(10, 45)))];
+    let mut at = rng.between(50_000, 200_000);
+    let mut node = rng.below(nodes as u64) as usize;
+    while at < plan.heal_at_us {
+        let lasts = rng.between(210_000, 400_000);
+        if rng.chance(50) {
+            plan.faults.push((at, Fault::Crash(node)));
+            plan.faults.push((at + lasts, Fault::Restart(node)));
+        } else {
+            for peer in (0..nodes).filter(|&p| p != node) {
+                for (a, b) in [(node, peer), (peer, node)] {
+                    plan.faults.push((at, Fault::Cut(a, b)));
+                    plan.faults.push((at + lasts, Fault::Mend(a, b)));
+                }
+            }
+        }
+        // The next one goes when this one has just come back, or a little earlier.
+        at += lasts + rng.below(60_000);
+        at -= rng.below(60_000);
+        node = (node + 1 + rng.below(nodes as u64 - 1) as usize) % nodes;
+    }
+    plan.faults.sort_by_key(|(at, _)| *at);
+    for t in &mut plan.transactions {
+        if rng.chance(30) {
+            t.patience_us = rng.between(500, 30_000);
+        }
+    }
 }

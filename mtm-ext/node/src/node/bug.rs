@@ -2,7 +2,7 @@
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 17] = [
         Self::NoBarrier,
         Self::DecideRace,
         Self::SwitchKeep,
@@ -12,6 +12,14 @@ impl Bug {
         Self::StaleAbort,
         Self::CommitMissing,
         Self::ForgetAbort,
+        Self::AbortUnaccepted,
+        Self::ReportEarly,
+        Self::RefusedIsFinal,
+        Self::OwnWordStays,
+        Self::ForgetEarly,
+        Self::ForgottenLacks,
+        Self::GiveUpAborts,
+        Self::DropEarly,
     ];
 }
 
@@ -36,4 +44,20 @@ pub enum Bug {
     CommitMissing,
     /// Recovery takes over transactions, but not the donor's accepted aborts.
     ForgetAbort,
+    /// The proposer decides abort before all members have accepted it.
+    AbortUnaccepted,
+    /// A member reports what it has before it is ONLINE in the generation that asks.
+    ReportEarly,
+    /// What a node has refused recovery does not give it either.
+    RefusedIsFinal,
+    /// A recovering node keeps its own accepted aborts (specs/adr/0100).
+    OwnWordStays,
+    /// Each node forgets what it has finished itself, whatever the others have.
+    ForgetEarly,
+    /// A forgotten transaction is taken for one that is lacking.
+    ForgottenLacks,
+    /// The client of a transaction that was given up hears "aborted".
+    GiveUpAborts,
+    /// Recovery drops what is undecided when it begins, not when it conflicts.
+    DropEarly,
 }

@@ -214,7 +214,17 @@ impl<'a> Node<'a> {
     ) -> Result<(), Misuse> {
         let mut effects = Outbox::new();
         self.core.membership.step(now, input, &mut effects)?;
+        let recovers = |e: &generations::Effect| {
+            matches!(e, generations::Effect::StartRecovery { .. })
+        };
+        let drop_early = self.planted(Bug::DropEarly) && effects.as_slice().iter().any(recovers);
         translate(effects, out);
+        if drop_early {
+            let undecided: Vec<Gid> = self.held().map(|(gid, _)| gid).collect();
+            for gid in undecided {
+                self.drop_undecided(gid, out);
+            }
+        }
         Ok(())
     }
 
@@ -253,10 +263,14 @@ impl<'a> Node<'a> {
             .filter(|(_, e)| matches!(e.role, Role::Own(c) if c.state() != CoordinatorState::GivenUp))
             .map(|(gid, _)| *gid)
             .collect();
+        let early = self.planted(Bug::GiveUpAborts);
         for gid in gids {
             if let Some(Entry { role: Role::Own(c), .. }) = self.table.get_mut(&gid)
                 && c.give_up()
             {
+                if early {
+                    out.push(Effect::Answer(gid, Outcome::Aborted));
+                }
                 out.push(Effect::GiveUp(gid));
             }
         }

@@ -69,6 +69,7 @@ impl Node<'_> {
             out.push(Effect::Skip(gid));
             return Ok(());
         }
+        let refused = self.planted(Bug::RefusedIsFinal);
         let entry = self.table.entry(gid, || Entry::new(Role::Peer(Participant::new())))?;
         let mut apply = false;
         match &mut entry.role {
@@ -77,6 +78,10 @@ impl Node<'_> {
                     peer.state(),
                     ParticipantState::Committing | ParticipantState::Committed
                 );
+                if refused && peer.state() == ParticipantState::Refused {
+                    out.push(Effect::Skip(gid));
+                    return Ok(());
+                }
                 out.push(match peer.replayed() {
                     true => Effect::CommitPrepared(gid),
                     false if finished => Effect::Skip(gid),
@@ -127,8 +132,15 @@ impl Node<'_> {
         if !self.recovers_for(num) || self.is_forgotten(&gid) {
             return Ok(());
         }
-        let accepted = accepted_abort && !self.planted(Bug::ForgetAbort);
+        let mut accepted = accepted_abort && !self.planted(Bug::ForgetAbort);
+        let (refused, stays) = (self.planted(Bug::RefusedIsFinal), self.planted(Bug::OwnWordStays));
         let entry = self.table.entry(gid, || Entry::new(Role::Peer(Participant::new())))?;
+        if let Role::Peer(peer) = &entry.role {
+            if refused && peer.state() == ParticipantState::Refused {
+                return Ok(());
+            }
+            accepted |= stays && matches!(peer.state(), ParticipantState::AbortAccepted(_));
+        }
         entry.donors_word = Some(DonorsWord { num, accepted });
         Ok(())
     }

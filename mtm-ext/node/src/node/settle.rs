@@ -89,7 +89,7 @@ impl Node<'_> {
         out: &mut Outbox<Effect>,
     ) {
         let current = self.core.membership.current();
-        if !self.serves()
+        if !(self.serves() || self.planted(Bug::ReportEarly))
             || current.generation.num != num
             || current.proposer() != Some(from)
             || gid.generation >= num
@@ -120,6 +120,9 @@ impl Node<'_> {
         let mut step = settlement.report(from, report);
         if self.planted(Bug::CommitMissing) && report == Report::Lacks {
             step = SettlementStep::Decided(Decree::Commit);
+        }
+        if self.planted(Bug::AbortUnaccepted) && matches!(step, SettlementStep::AskAbort(_)) {
+            step = SettlementStep::Decided(Decree::Abort);
         }
         self.settlement_step(gid, step, out);
     }

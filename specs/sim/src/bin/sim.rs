@@ -1,84 +1,129 @@
-//! `cargo sim`: replays one seed or sweeps many.
+//! `cargo sim`: replays one seed, sweeps many, or shows that planted bugs are found.
 
-use mtm_node::Bug;
-use mtm_sim::{Coverage, Plan, Shape, Verdict, run};
+use mtm_sim::{CASES, Case, Coverage, Failure, Plan, Shape, Sweep, run};
 use std::process::ExitCode;
+use std::time::Instant;
+
+const USAGE: &str = "cargo sim [--seeds N] [--from SEED] [--nodes N | --referee | --mixed] [--jobs N]
+          sweeps so many seeds (default 200), on at most so many threads (default 2)
+cargo sim --seed SEED [--nodes N | --referee] [--bug NAME] [--story]
+          replays one
+cargo sim --bugs [--bug NAME]
+          shows that planted bugs are found, and with which seed";
 
 struct Options {
     seed: Option<u64>,
-    seeds: u64,
-    from: u64,
-    shape: Shape,
+    sweep: Sweep,
     story: bool,
-    bug: Option<Bug>,
+    bugs: bool,
+    bug: Option<Case>,
 }
 
 fn options() -> Result<Options, String> {
-    let mut o = Options { seed: None, seeds: 200, from: 0, shape: Shape::Nodes(3), story: false, bug: None };
+    let sweep = Sweep { from: 0, seeds: 200, shapes: vec![Shape::Nodes(3)], jobs: 2 };
+    let mut o = Options { seed: None, sweep, story: false, bugs: false, bug: None };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
-        if arg == "--bug" {
-            let name = args.next().unwrap_or_default();
-            let named = |b: &&Bug| format!("{b:?}") == name;
-            let all = || format!("--bug needs one of {:?}", Bug::ALL);
-            o.bug = Some(*Bug::ALL.iter().find(named).ok_or_else(all)?);
-            continue;
-        }
-        if arg == "--referee" {
-            o.shape = Shape::Referee;
-            continue;
-        }
-        let mut number = || {
-            let value = args.next().ok_or_else(|| format!("{arg} needs a number"))?;
-            value.parse::<u64>().map_err(|e| format!("{arg}: {e}"))
-        };
+        let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
+        let number = |v: String| v.parse::<u64>().map_err(|e| format!("{arg}: {e}"));
         match arg.as_str() {
-            "--seed" => o.seed = Some(number()?),
-            "--seeds" => o.seeds = number()?,
-            "--from" => o.from = number()?,
-            "--nodes" => o.shape = Shape::Nodes(number()? as usize),
+            "--seed" => o.seed = Some(number(value()?)?),
+            "--seeds" => o.sweep.seeds = number(value()?)?,
+            "--from" => o.sweep.from = number(value()?)?,
+            "--jobs" => o.sweep.jobs = number(value()?)?.clamp(1, 2),
+            "--nodes" => o.sweep.shapes = vec![Shape::Nodes(number(value()?)?.clamp(2, 9) as usize)],
+            "--referee" => o.sweep.shapes = vec![Shape::Referee],
+            "--mixed" => o.sweep.shapes = vec![Shape::Nodes(3), Shape::Nodes(5), Shape::Referee],
             "--story" => o.story = true,
-            _ => return Err(format!("unknown option {arg}")),
+            "--bugs" => o.bugs = true,
+            "--bug" => {
+                let name = value()?;
+                let all = || CASES.iter().map(|c| c.planted.name()).collect::<Vec<_>>().join(", ");
+                let case = CASES.iter().find(|c| c.planted.name() == name);
+                o.bug = Some(*case.ok_or_else(|| format!("--bug needs one of {}", all()))?);
+            }
+            _ => return Err(format!("unknown option {arg}\n{USAGE}")),
         }
     }
     Ok(o)
 }
 
 fn main() -> ExitCode {
-    let o = match options() {
-        Ok(o) => o,
+    let done = options().and_then(|o| {
+        if let Some(seed) = o.seed {
+            replay(&o, seed)
+        } else if o.bugs {
+            bugs(&o)
+        } else {
+            sweep(&o)
+        }
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("{e}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let mut total = Coverage::default();
-    let mut failures = 0;
-    let seeds = o.seed.map_or(o.from..o.from + o.seeds, |s| s..s + 1);
-    for seed in seeds {
-        let plan = Plan { bug: o.bug, ..Plan::new(seed, o.shape) };
-        let verdict = run(&plan, o.story);
-        total.add(&verdict.coverage);
-        if !report(seed, &verdict) {
-            failures += 1;
-            if failures == 5 {
-                break;
-            }
+            ExitCode::FAILURE
         }
     }
-    println!("{total:#?}");
-    if failures > 0 {
-        println!("{failures} seeds failed");
-        return ExitCode::FAILURE;
-    }
-    ExitCode::SUCCESS
 }
 
-fn report(seed: u64, verdict: &Verdict) -> bool {
+fn replay(o: &Options, seed: u64) -> Result<(), String> {
+    let plan = Plan { planted: o.bug.map(|c| c.planted), ..Plan::new(seed, o.sweep.shapes[0]) };
+    let verdict = run(&plan, o.story);
     for line in &verdict.story {
         println!("{line}");
     }
-    let Some((at, v)) = &verdict.violation else { return true };
-    println!("seed {seed}: {} at {:.3} ms: {}", v.invariant, *at as f64 / 1000.0, v.what);
-    false
+    print(plan.shape, &verdict.coverage);
+    println!("trace hash {:016x}", verdict.trace_hash);
+    let failure = Failure { plan, verdict };
+    if failure.verdict.violation.is_some() { Err(describe(&failure)) } else { Ok(()) }
+}
+
+fn sweep(o: &Options) -> Result<(), String> {
+    let start = Instant::now();
+    let (coverage, failures) = o.sweep.run();
+    let mut wrong: Vec<String> = failures.iter().map(describe).collect();
+    for (shape, coverage) in &coverage {
+        print(*shape, coverage);
+        // A handful of histories may well be quiet.
+        if coverage.histories >= 100 {
+            wrong.extend(coverage.missing(*shape).iter().map(|m| format!("{shape:?}: {m}")));
+        }
+    }
+    println!("{:.1} s", start.elapsed().as_secs_f64());
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+}
+
+fn bugs(o: &Options) -> Result<(), String> {
+    let mut missed = Vec::new();
+    for case in CASES.iter().filter(|c| o.bug.is_none_or(|b| b == **c)) {
+        let (start, name) = (Instant::now(), case.planted.name());
+        match case.find() {
+            Some((plan, verdict)) => {
+                let (at, v) = verdict.violation.expect("it was found");
+                println!(
+                    "{name}: seed {} of {} {:?}: {} at {:.1} ms ({:.1} s)",
+                    plan.seed, case.seeds, case.shape, v.invariant, at as f64 / 1000.0,
+                    start.elapsed().as_secs_f64()
+                );
+            }
+            None => {
+                println!("{name}: not found within {} seeds of {:?}", case.seeds, case.shape);
+                missed.push(name);
+            }
+        }
+    }
+    if missed.is_empty() { Ok(()) } else { Err(format!("not found: {}", missed.join(", "))) }
+}
+
+fn print(shape: Shape, coverage: &Coverage) {
+    let counts: Vec<String> =
+        coverage.counts().iter().map(|(name, count)| format!("{name} {count}")).collect();
+    println!("{shape:?}: {}", counts.join(", "));
+}
+
+fn describe(f: &Failure) -> String {
+    let Some((at, v)) = &f.verdict.violation else { return String::new() };
+    let at = *at as f64 / 1000.0;
+    format!("seed {} {:?}: {} at {at:.3} ms: {}", f.plan.seed, f.plan.shape, v.invariant, v.what)
 }

@@ -4,6 +4,7 @@ use super::host::{Recovery, Task};
 use super::network::QUICK;
 use super::{Event, Op, Packet, Then, World};
 use crate::database::Record;
+use crate::planted::Driver;
 use mtm_core::{GenNum, Gid, NodeSet};
 use mtm_node::{Effect, Node, PeerMessage, Role};
 use mtm_paxos::commit::Decree;
@@ -17,7 +18,9 @@ impl World {
         match effect {
             Effect::Persist { token, record } => self.persist(i, token, record),
             Effect::SendGeneration { to, message, after } => match after {
-                Some(token) if token > self.hosts[i].persisted => {
+                Some(token)
+                    if token > self.hosts[i].persisted && !self.neglects(Driver::VoteUnsynced) =>
+                {
                     self.hosts[i].waiting.push((token, to, message));
                 }
                 _ => self.send(i, to, Packet::Generation(message)),

@@ -4,14 +4,21 @@ use super::{Op, World, node};
 use crate::database::Record;
 use crate::oracle::Told;
 use crate::plan::Fault;
+use crate::planted::{Driver, Planted};
+use mtm_generations::referee::Referee;
 use mtm_core::Gid;
-use mtm_node::Input;
+use mtm_node::{Found, Input};
 
 impl World {
     pub(super) fn fault(&mut self, fault: Fault) {
         self.tell(|| format!("*** {fault:?}"));
         match fault {
-            Fault::Crash(i) if i == self.hosts.len() => self.referee_up = false,
+            Fault::Crash(i) if i == self.hosts.len() => {
+                self.referee_up = false;
+                if self.neglects(Driver::GrantLost) {
+                    self.referee = Referee::new();
+                }
+            }
             Fault::Restart(i) if i == self.hosts.len() => self.referee_up = true,
             Fault::Crash(i) => self.crash(i),
             Fault::Restart(i) => self.restart(i),
@@ -66,6 +73,9 @@ impl World {
         let host = &mut self.hosts[i];
         let seed = self.rng.next();
         host.forget(&self.plan, seed);
+        if self.plan.planted == Some(Planted::Driver(Driver::NumbersReused)) {
+            self.hosts[i].next_xid = 1;
+        }
         self.recount(i);
     }
 
@@ -90,7 +100,17 @@ impl World {
 
     /// Behind the fence: the machine is told what redo and the WAL say of every transaction.
     pub(super) fn scan(&mut self, i: usize) {
-        let (forgotten, found) = self.hosts[i].db.scan(node(i));
+        let (evidence, deaf) =
+            (self.neglects(Driver::RollbackIsEvidence), self.neglects(Driver::JournalIgnored));
+        let (forgotten, mut found) = self.hosts[i].db.scan(node(i), evidence);
+        if deaf {
+            found.retain(|_, found| *found != Found::AbortAccepted { prepared: false });
+            for found in found.values_mut() {
+                if matches!(found, Found::AbortAccepted { .. }) {
+                    *found = Found::Prepared;
+                }
+            }
+        }
         if let Some(forgotten) = forgotten {
             self.feed(i, Input::Forgotten(forgotten));
         }

@@ -3,6 +3,7 @@
 use super::node;
 use crate::database::{Database, Key, Keys};
 use crate::plan::{Plan, Shape};
+use crate::planted::Planted;
 use mtm_core::{Gid, Instant, NodeId, NodeSet, Token};
 use mtm_generations::{Membership, Message, Record, Timing};
 use mtm_node::table::Slot;
@@ -122,6 +123,8 @@ pub(crate) struct Host {
     /// Transaction numbers are never used twice, not even after a crash.
     pub(crate) next_xid: u64,
     pub(crate) locks_changed: bool,
+    /// What it held before the last generation was elected.
+    pub(crate) held_before: Vec<(Gid, bool)>,
 }
 
 impl Host {
@@ -162,6 +165,7 @@ impl Host {
             finishing: BTreeSet::new(),
             next_xid: 1,
             locks_changed: false,
+            held_before: Vec::new(),
         }
     }
 
@@ -212,5 +216,10 @@ fn core(plan: &Plan, state: Record, seed: u64, restarted: bool) -> Core {
     if plan.shape == Shape::Referee {
         membership = membership.with_referee();
     }
-    Core::new(membership, RETRY_US).with_bug(plan.bug)
+    let (election, commit) = match plan.planted {
+        Some(Planted::Election(bug)) => (Some(bug), None),
+        Some(Planted::Commit(bug)) => (None, Some(bug)),
+        Some(Planted::Driver(_)) | None => (None, None),
+    };
+    Core::new(membership.with_bug(election), RETRY_US).with_bug(commit)
 }

@@ -2,6 +2,7 @@
 
 use super::{Op, Packet, Then, World};
 use crate::database::{Change, Owner, Record};
+use crate::planted::Driver;
 use mtm_core::{Token, Xid};
 use mtm_generations as generations;
 use mtm_node::{Input, Node};
@@ -102,6 +103,9 @@ impl World {
         if let Then::Announced(gid) = then {
             self.feed(i, Input::AnnouncementWritten(gid));
         }
+        if self.neglects(Driver::UnsyncedIsDurable) && matches!(then, Then::Prepared(_)) {
+            self.durable(i, then);
+        }
     }
 
     fn flushed(&mut self, i: usize, lsn: usize, record: &Record, then: Then) {
@@ -115,6 +119,12 @@ impl World {
             Change::Committed(gid) => self.committed(i, gid, record),
         }
         self.release(i, record);
+        if !self.neglects(Driver::UnsyncedIsDurable) || !matches!(then, Then::Prepared(_)) {
+            self.durable(i, then);
+        }
+    }
+
+    fn durable(&mut self, i: usize, then: Then) {
         match then {
             Then::Announced(gid) => {
                 self.decode_for_all(i);

@@ -14,6 +14,7 @@ mod recovery;
 use crate::database::{Keys, Record};
 use crate::oracle::{Oracle, Violation};
 use crate::plan::Plan;
+use crate::planted::{Driver, Planted};
 use crate::rng::Rng;
 use host::Host;
 use mtm_core::{GenNum, Gid, Instant, Machine, NodeId, NodeSet, Outbox, Token};
@@ -391,14 +392,19 @@ impl World {
         let mut out = Outbox::new();
         let host = &mut self.hosts[i];
         let mut machine = Node::new(&mut host.core, &mut host.slots);
+        let before = machine.membership().wanted().is_none().then(|| machine.held().collect());
         let result = machine.step(now, input, &mut out);
         // What a ParallelSafe record says is taken in the same step (the driver holds the lock).
         let safe = |e: &Effect| matches!(e, Effect::WriteParallelSafe(_));
         let held: Vec<(Gid, bool)> = if out.as_slice().iter().any(safe) {
-            machine.held().collect()
+            let early = self.plan.planted == Some(Planted::Driver(Driver::HeldEarly));
+            if early { host.held_before.clone() } else { machine.held().collect() }
         } else {
             Vec::new()
         };
+        if let Some(before) = before {
+            host.held_before = before;
+        }
         if let Err(misuse) = result {
             self.oracle.violated("NoMisuse", format!("n{}: {input:?}: {misuse}", i + 1));
             return;
@@ -419,6 +425,11 @@ impl World {
             host.wake_at = Some(at);
             self.at(at, Event::Wake(i, at));
         }
+    }
+
+    /// Whether the driver neglects this duty.
+    fn neglects(&self, duty: Driver) -> bool {
+        self.plan.planted == Some(Planted::Driver(duty))
     }
 
     /// What the clock of a host says.

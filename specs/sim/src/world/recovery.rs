@@ -3,6 +3,7 @@
 use super::host::Task;
 use super::{Op, Then, World};
 use crate::database::{Keys, Owner, Record};
+use crate::planted::Driver;
 use mtm_core::{GenNum, Gid};
 use mtm_generations as generations;
 use mtm_node::{Input, Node, Role};
@@ -89,6 +90,10 @@ impl World {
                 Record::Commit(gid, _) | Record::CommitPrepared(gid, _) => !mine.contains(gid),
                 _ => false,
             };
+            if self.neglects(Driver::ConfirmedEarly) {
+                self.hosts[i].confirmed[peer] = wal.flushed;
+                continue;
+            }
             let done = wal.wal[start..wal.flushed].iter().position(needed);
             self.hosts[i].confirmed[peer] = done.map_or(wal.flushed, |n| start + n);
         }
@@ -126,7 +131,7 @@ impl World {
         }
         let (Record::Commit(gid, _) | Record::CommitPrepared(gid, _)) = record else { return true };
         // In the donor's order: the one before must be done, also if it was prepared here.
-        if !self.hosts[i].finishing.is_empty() {
+        if !self.hosts[i].finishing.is_empty() && !self.neglects(Driver::OrderIgnored) {
             self.hosts[i].recovery.as_mut().expect("looked up above").at = at;
             return false;
         }
@@ -175,7 +180,8 @@ impl World {
         let Record::ParallelSafe(_, held) = self.hosts[donor].db.wal[end].clone() else {
             return false;
         };
-        for (gid, accepted_abort) in held {
+        let ignored = self.neglects(Driver::UndecidedIgnored);
+        for (gid, accepted_abort) in held.into_iter().filter(|_| !ignored) {
             self.feed(i, Input::DonorHolds { num, gid, accepted_abort });
         }
         self.feed(i, Input::DonorHoldsNoMore(num));

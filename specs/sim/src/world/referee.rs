@@ -1,6 +1,8 @@
 //! The referee: a small database of its own, which keeps what it has granted.
 
 use super::{Packet, World, node};
+use crate::planted::Driver;
+use mtm_core::GenNum;
 
 impl World {
     /// A request arrives at the referee. Its row is durable before it answers.
@@ -15,7 +17,10 @@ impl World {
                 let referee = self.hosts.len();
                 self.send_to(referee, from, Packet::Referee(num, granted));
             }
-            Packet::CleanReferee(num) => self.referee.clean(num),
+            Packet::CleanReferee(num) => {
+                let any = self.neglects(Driver::CleanAnyNumber);
+                self.referee.clean(if any { GenNum(u64::MAX) } else { num });
+            }
             Packet::Generation(_) | Packet::Peer(_) | Packet::Referee(..) => {}
         }
     }

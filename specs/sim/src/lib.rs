@@ -11,11 +11,17 @@ mod oracle;
 mod plan;
 mod planted;
 mod rng;
+mod shrink;
+mod svg;
 mod sweep;
+mod trace;
 mod world;
 
 pub use oracle::Violation;
 pub use plan::{Fault, Flavour, Plan, Shape, Slowness, Transaction};
 pub use planted::{CASES, Case, Driver, Planted};
 pub use sweep::{Failure, Sweep};
-pub use world::{Coverage, Verdict, run};
+pub use shrink::{Shrunk, shrink};
+pub use svg::draw;
+pub use trace::{Moment, What};
+pub use world::{Coverage, Packet, Verdict, run};

@@ -21,6 +21,14 @@ pub struct Violation {
     pub what: String,
 }
 
+impl Violation {
+    /// The transaction it is about, if it names one.
+    pub fn gid(&self) -> Option<Gid> {
+        let word = self.what.split([' ', ',', ':', ')']).find(|w| w.starts_with("MTM-"))?;
+        word.parse().ok()
+    }
+}
+
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Oracle {
     /// Decided commits, with the lowest generation in which they were decided.

@@ -159,12 +159,16 @@ pub enum Flavour {
     Deaf,
     /// Generations follow one another quickly, each without another node, and messages get lost.
     Churn,
+    /// Two nodes with a referee that cannot hear each other while the referee comes and goes and
+    /// what it is told comes late.
+    Split,
 }
 
 impl Plan {
     /// The script of this seed: three of four are wild.
     pub fn new(seed: u64, shape: Shape) -> Self {
         match seed % 8 {
+            0 if shape == Shape::Referee => Self::flavoured(seed, shape, Flavour::Split),
             3 => Self::flavoured(seed, shape, Flavour::Deaf),
             6 => Self::flavoured(seed, shape, Flavour::Churn),
             _ => Self::flavoured(seed, shape, Flavour::Wild),
@@ -179,6 +183,7 @@ impl Plan {
             Flavour::Wild => {}
             Flavour::Deaf => deaf(&mut rng, &mut plan),
             Flavour::Churn => churn(&mut rng, &mut plan),
+            Flavour::Split => split(&mut rng, &mut plan),
         }
         plan
     }
@@ -363,4 +368,30 @@ fn churn(rng: &mut Rng, plan: &mut Plan) {
             t.patience_us = rng.between(500, 30_000);
         }
     }
+}
+
+fn split(rng: &mut Rng, plan: &mut Plan) {
+    const REFEREE: usize = 2;
+    plan.latency = Slowness { percent: rng.between(2, 30), max_us: rng.between(100_000, 600_000) };
+    plan.faults.clear();
+    let mut at = rng.between(100_000, 300_000);
+    while at < plan.heal_at_us {
+        let lasts = rng.between(300_000, 1_200_000);
+        for (a, b) in [(0, 1), (1, 0)] {
+            plan.faults.push((at, Fault::Cut(a, b)));
+            plan.faults.push((at + lasts, Fault::Mend(a, b)));
+        }
+        let down = at + rng.below(lasts);
+        if rng.chance(50) {
+            plan.faults.push((down, Fault::Crash(REFEREE)));
+            plan.faults.push((down + rng.between(1_000, 200_000), Fault::Restart(REFEREE)));
+        }
+        if rng.chance(30) {
+            let node = rng.below(2) as usize;
+            plan.faults.push((down, Fault::Crash(node)));
+            plan.faults.push((down + rng.between(1_000, 300_000), Fault::Restart(node)));
+        }
+        at += lasts + rng.between(100_000, 600_000);
+    }
+    plan.faults.sort_by_key(|(at, _)| *at);
 }

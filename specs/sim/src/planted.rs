@@ -9,16 +9,16 @@ use mtm_node::Bug as Commit;
 pub enum Driver {
     /// ParallelSafe says what was held when the generation was elected, not at the switch.
     HeldEarly,
-    /// Recovery replays on while an earlier commit is still being finished.
-    OrderIgnored,
+    /// Recovery replays one origin's commits after the other's, not in the donor's order.
+    OriginByOrigin,
     /// The referee's `clean` frees the grant whatever its number.
     CleanAnyNumber,
     /// The referee forgets its grant when it crashes.
     GrantLost,
     /// "Durable" is said when a record is written, not when it is flushed.
     UnsyncedIsDurable,
-    /// A vote leaves before it is durable.
-    VoteUnsynced,
+    /// The state file is not synced: a crash brings back an older one.
+    StateUnsynced,
     /// After a crash transaction numbers begin again.
     NumbersReused,
     /// A restart takes a rollback in the WAL for an abort.
@@ -102,11 +102,11 @@ pub const CASES: &[Case] = &[
     election(Election::HighestOfMembers, Shape::Nodes(5), 2_000),
     election(Election::OnlineDespiteVote, Shape::Nodes(5), 2_000),
     driver(Driver::HeldEarly, THREE, 3_000),
-    driver(Driver::OrderIgnored, THREE, 3_000),
+    driver(Driver::OriginByOrigin, THREE, 1_000),
     driver(Driver::CleanAnyNumber, Shape::Referee, 5_000),
     driver(Driver::GrantLost, Shape::Referee, 3_000),
     driver(Driver::UnsyncedIsDurable, THREE, 1_000),
-    driver(Driver::VoteUnsynced, THREE, 5_000),
+    driver(Driver::StateUnsynced, THREE, 2_000),
     driver(Driver::NumbersReused, THREE, 1_000),
     driver(Driver::RollbackIsEvidence, THREE, 5_000),
     driver(Driver::JournalIgnored, THREE, 5_000),

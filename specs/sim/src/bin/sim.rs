@@ -1,27 +1,33 @@
 //! `cargo sim`: replays one seed, sweeps many, or shows that planted bugs are found.
 
-use mtm_sim::{CASES, Case, Coverage, Failure, Plan, Shape, Sweep, run};
+use mtm_sim::{CASES, Case, Coverage, Failure, Plan, Shape, Sweep, draw, run, shrink};
 use std::process::ExitCode;
 use std::time::Instant;
 
 const USAGE: &str = "cargo sim [--seeds N] [--from SEED] [--nodes N | --referee | --mixed] [--jobs N]
           sweeps so many seeds (default 200), on at most so many threads (default 2)
-cargo sim --seed SEED [--nodes N | --referee] [--bug NAME] [--story]
-          replays one
+          the first that fails is shrunk and drawn (--svg FILE, default sim-failure.svg)
+cargo sim --seed SEED [--nodes N | --referee] [--bug NAME] [--story] [--shrink] [--svg FILE]
+          replays one, tells its story, shrinks it, draws it
 cargo sim --bugs [--bug NAME]
           shows that planted bugs are found, and with which seed";
+
+/// Histories tried to make one smaller.
+const SHRINK_LIMIT: u64 = 3_000;
 
 struct Options {
     seed: Option<u64>,
     sweep: Sweep,
     story: bool,
+    shrink: bool,
+    svg: Option<String>,
     bugs: bool,
     bug: Option<Case>,
 }
 
 fn options() -> Result<Options, String> {
     let sweep = Sweep { from: 0, seeds: 200, shapes: vec![Shape::Nodes(3)], jobs: 2 };
-    let mut o = Options { seed: None, sweep, story: false, bugs: false, bug: None };
+    let mut o = Options { seed: None, sweep, story: false, shrink: false, svg: None, bugs: false, bug: None };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
@@ -35,6 +41,8 @@ fn options() -> Result<Options, String> {
             "--referee" => o.sweep.shapes = vec![Shape::Referee],
             "--mixed" => o.sweep.shapes = vec![Shape::Nodes(3), Shape::Nodes(5), Shape::Referee],
             "--story" => o.story = true,
+            "--shrink" => o.shrink = true,
+            "--svg" => o.svg = Some(value()?),
             "--bugs" => o.bugs = true,
             "--bug" => {
                 let name = value()?;
@@ -69,14 +77,38 @@ fn main() -> ExitCode {
 
 fn replay(o: &Options, seed: u64) -> Result<(), String> {
     let plan = Plan { planted: o.bug.map(|c| c.planted), ..Plan::new(seed, o.sweep.shapes[0]) };
-    let verdict = run(&plan, o.story);
-    for line in &verdict.story {
+    let verdict = run(&plan, o.story || o.svg.is_some());
+    if o.shrink && verdict.violation.is_some() {
+        return small(&plan, o);
+    }
+    if let Some(file) = &o.svg {
+        save(file, &draw(&plan, &verdict))?;
+    }
+    for line in verdict.story.iter().filter(|_| o.story) {
         println!("{line}");
     }
     print(plan.shape, &verdict.coverage);
     println!("trace hash {:016x}", verdict.trace_hash);
     let failure = Failure { plan, verdict };
     if failure.verdict.violation.is_some() { Err(describe(&failure)) } else { Ok(()) }
+}
+
+/// Shrinks, tells and draws a failing history.
+fn small(plan: &Plan, o: &Options) -> Result<(), String> {
+    let small = shrink(plan, SHRINK_LIMIT).ok_or("it does not fail")?;
+    for line in small.verdict.story.iter().filter(|_| o.story) {
+        println!("{line}");
+    }
+    println!("{:#?}", small.plan);
+    save(o.svg.as_deref().unwrap_or("sim-failure.svg"), &draw(&small.plan, &small.verdict))?;
+    println!("{} histories tried", small.tried);
+    Err(describe(&Failure { plan: small.plan, verdict: small.verdict }))
+}
+
+fn save(file: &str, svg: &str) -> Result<(), String> {
+    std::fs::write(file, svg).map_err(|e| format!("{file}: {e}"))?;
+    println!("drawn: {file}");
+    Ok(())
 }
 
 fn sweep(o: &Options) -> Result<(), String> {
@@ -91,6 +123,11 @@ fn sweep(o: &Options) -> Result<(), String> {
         }
     }
     println!("{:.1} s", start.elapsed().as_secs_f64());
+    if let Some(first) = failures.first()
+        && let Err(small) = small(&first.plan, o)
+    {
+        wrong.push(format!("shrunk: {small}"));
+    }
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
 }
 

@@ -4,7 +4,7 @@ use super::host::{Recovery, Task};
 use super::network::QUICK;
 use super::{Event, Op, Packet, Then, World};
 use crate::database::Record;
-use crate::planted::Driver;
+use crate::trace::What;
 use mtm_core::{GenNum, Gid, NodeSet};
 use mtm_node::{Effect, Node, PeerMessage, Role};
 use mtm_paxos::commit::Decree;
@@ -19,7 +19,7 @@ impl World {
             Effect::Persist { token, record } => self.persist(i, token, record),
             Effect::SendGeneration { to, message, after } => match after {
                 Some(token)
-                    if token > self.hosts[i].persisted && !self.neglects(Driver::VoteUnsynced) =>
+                    if token > self.hosts[i].persisted =>
                 {
                     self.hosts[i].waiting.push((token, to, message));
                 }
@@ -77,7 +77,7 @@ impl World {
     fn tell_effect(&mut self, i: usize, effect: &Effect) {
         if !matches!(effect, Effect::SendGeneration { .. } | Effect::Send { .. }) {
             let effect = *effect;
-            self.tell(|| format!("n{}    {effect:?}", i + 1));
+            self.tell(|| What::Effect(i, effect));
         }
     }
 
@@ -135,7 +135,7 @@ impl World {
     }
 
     fn start_recovery(&mut self, i: usize, num: GenNum, donors: NodeSet) {
-        let restart = Recovery { num, donors, donor: None, at: 0, reconciled: false };
+        let restart = Recovery { num, donors, donor: None, at: 0, start: 0, reconciled: false };
         self.hosts[i].catching_up = None;
         self.hosts[i].recovery = Some(restart);
         self.recover_in(i, 1);

@@ -6,12 +6,16 @@ use crate::oracle::Told;
 use crate::plan::Fault;
 use crate::planted::{Driver, Planted};
 use mtm_generations::referee::Referee;
+use crate::trace::What;
 use mtm_core::Gid;
 use mtm_node::{Found, Input};
 
+/// How long a file that is not synced may stay in memory.
+const UNSYNCED_US: u64 = 300_000;
+
 impl World {
     pub(super) fn fault(&mut self, fault: Fault) {
-        self.tell(|| format!("*** {fault:?}"));
+        self.tell(|| What::Fault(fault));
         match fault {
             Fault::Crash(i) if i == self.hosts.len() => {
                 self.referee_up = false;
@@ -62,6 +66,10 @@ impl World {
             host.state = host.state_pending[states - 1].1;
         }
         let synced = host.db.flushed;
+        if self.plan.planted == Some(Planted::Driver(Driver::StateUnsynced)) {
+            let old = |(at, _): &&(u64, _)| *at == 0 || at + UNSYNCED_US < self.now.0;
+            host.state = host.states.iter().rev().find(old).expect("the first one is always there").1;
+        }
         host.db.crash(survive);
         // A commit record that reached the disk unseen counts.
         let unseen = host.db.wal[synced..].to_vec();
@@ -122,7 +130,7 @@ impl World {
 
     /// Disturbances end.
     pub(super) fn heal(&mut self) {
-        self.tell(|| "*** healing".to_owned());
+        self.tell(|| What::Healing);
         self.healing = true;
         self.loss_percent = 0;
         self.referee_up = true;

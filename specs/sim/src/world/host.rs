@@ -61,6 +61,8 @@ pub(crate) struct Recovery {
     pub(crate) donor: Option<usize>,
     /// Next record of the donor's WAL.
     pub(crate) at: usize,
+    /// Where it began there.
+    pub(crate) start: usize,
     /// The donor's undecided set was handed over.
     pub(crate) reconciled: bool,
 }
@@ -99,6 +101,8 @@ pub(crate) struct Host {
     pub(crate) state: Record,
     pub(crate) state_pending: VecDeque<(Token, Record)>,
     pub(crate) state_arrives: u64,
+    /// What was in it, and since when.
+    pub(crate) states: Vec<(u64, Record)>,
     pub(crate) persisted: Token,
     pub(crate) waiting: Vec<(Token, NodeSet, Message)>,
     pub(crate) disk_factor: u64,
@@ -145,6 +149,7 @@ impl Host {
             state,
             state_pending: VecDeque::new(),
             state_arrives: 0,
+            states: vec![(0, state)],
             persisted: Token(0),
             waiting: Vec::new(),
             disk_factor: 1,

@@ -77,6 +77,7 @@ impl World {
     fn state_written(&mut self, i: usize, token: Token, record: generations::Record) {
         let host = &mut self.hosts[i];
         host.state = record;
+        host.states.push((self.now.0, record));
         host.persisted = token;
         host.state_pending.pop_front();
         let (ready, waiting) = core::mem::take(&mut host.waiting).into_iter().partition(|w| w.0 <= token);

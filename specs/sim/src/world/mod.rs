@@ -16,6 +16,7 @@ use crate::oracle::{Oracle, Violation};
 use crate::plan::Plan;
 use crate::planted::{Driver, Planted};
 use crate::rng::Rng;
+use crate::trace::{Moment, What, is_news};
 use host::Host;
 use mtm_core::{GenNum, Gid, Instant, Machine, NodeId, NodeSet, Outbox, Token};
 use mtm_generations::{self as generations, referee::Referee};
@@ -139,13 +140,15 @@ pub struct Verdict {
     /// What happened.
     pub coverage: Coverage,
     /// The story, if it was asked for.
-    pub story: Vec<String>,
+    pub story: Vec<Moment>,
 }
 
 /// What travels between hosts.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(crate) enum Packet {
+pub enum Packet {
+    /// About generations.
     Generation(generations::Message),
+    /// About a transaction.
     Peer(PeerMessage),
     /// To the referee: may this node form this generation alone?
     AskReferee(GenNum),
@@ -189,7 +192,7 @@ pub(crate) enum Op {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Event {
-    Arrive(usize, usize, Packet),
+    Arrive(usize, usize, Packet, u64),
     /// The sender's WAL is decoded for a receiver.
     Decode(usize, usize),
     /// A transaction arrives in a stream of this connection.
@@ -219,7 +222,9 @@ pub(crate) struct World {
     oracle: Oracle,
     coverage: Coverage,
     trace: Fnv,
-    story: Option<Vec<String>>,
+    story: Option<Vec<Moment>>,
+    /// What was told last of each node's generation.
+    told_generation: Vec<(GenNum, bool)>,
 }
 
 /// How long convergence may take.
@@ -257,6 +262,7 @@ impl World {
             coverage: Coverage { histories: 1, ..Coverage::default() },
             trace: Fnv::default(),
             story: tell.then(Vec::new),
+            told_generation: vec![(GenNum(0), false); n],
             plan,
         };
         for i in 0..n {
@@ -317,7 +323,7 @@ impl World {
     /// Which host an event happens on.
     fn place(&self, event: &Event) -> Option<usize> {
         match event {
-            Event::Arrive(_, to, _) | Event::Item { to, .. } => Some(*to),
+            Event::Arrive(_, to, ..) | Event::Item { to, .. } => Some(*to),
             Event::Decode(from, _) => Some(*from),
             Event::Wake(i, _) | Event::Op(i, ..) => Some(*i),
             Event::Begin(_) | Event::Fault(_) => None,
@@ -332,7 +338,12 @@ impl World {
             return;
         }
         match event {
-            Event::Arrive(from, to, packet) => self.arrive(from, to, packet),
+            Event::Arrive(from, to, packet, id) => {
+                if self.hosts.get(to).is_none_or(|h| h.up) {
+                    self.tell(|| What::Arrived(id));
+                }
+                self.arrive(from, to, packet);
+            }
             Event::Decode(from, to) => self.decode(from, to),
             Event::Item { from, to, connection, gid, keys } => {
                 self.item(from, to, connection, gid, keys);
@@ -372,9 +383,18 @@ impl World {
         self.after(us, Event::Op(i, life, op));
     }
 
-    fn tell(&mut self, line: impl FnOnce() -> String) {
+    fn tell(&mut self, what: impl FnOnce() -> What) {
         if let Some(story) = &mut self.story {
-            story.push(format!("{:>10.3} ms  {}", self.now.0 as f64 / 1000.0, line()));
+            story.push(Moment { at: self.now.0, what: what() });
+        }
+    }
+
+    fn tell_generation(&mut self, i: usize) {
+        let generation = self.current(i).generation;
+        let now = (generation.num, self.serves(i));
+        if self.story.is_some() && self.told_generation[i] != now {
+            self.told_generation[i] = now;
+            self.tell(|| What::Generation(i, now.0, generation.members, now.1));
         }
     }
 
@@ -386,8 +406,8 @@ impl World {
         let now = self.local(i);
         (now, i, input).hash(&mut self.trace);
         self.coverage.steps += 1;
-        if !matches!(input, Input::Generation(_)) {
-            self.tell(|| format!("n{}  <- {input:?}", i + 1));
+        if is_news(&input) {
+            self.tell(|| What::Input(i, input));
         }
         let mut out = Outbox::new();
         let host = &mut self.hosts[i];
@@ -413,6 +433,7 @@ impl World {
             self.effect(i, effect, &held);
         }
         self.schedule_wake(i);
+        self.tell_generation(i);
         self.check_host(i);
     }
 

@@ -3,6 +3,7 @@
 use super::{Event, Packet, World, node};
 use crate::database::{Keys, Record};
 use crate::plan::Slowness;
+use crate::trace::What;
 use mtm_core::{Gid, NodeSet};
 use mtm_generations as generations;
 use mtm_node::Input;
@@ -22,24 +23,16 @@ impl World {
     }
 
     pub(super) fn send_to(&mut self, from: usize, to: usize, packet: Packet) {
-        {
-            self.tell_packet(from, to, &packet);
-            let copies = if !self.healing && self.rng.chance(2) { 2 } else { 1 };
-            for _ in 0..copies {
-                if self.cut[from][to] || self.rng.chance(self.loss_percent) {
-                    self.coverage.lost_messages += 1;
-                    continue;
-                }
-                let us = self.latency();
-                self.after(us, Event::Arrive(from, to, packet));
+        let id = self.queued + 1;
+        self.tell(|| What::Sent { from, to, id, packet });
+        let copies = if !self.healing && self.rng.chance(2) { 2 } else { 1 };
+        for _ in 0..copies {
+            if self.cut[from][to] || self.rng.chance(self.loss_percent) {
+                self.coverage.lost_messages += 1;
+                continue;
             }
-        }
-    }
-
-    fn tell_packet(&mut self, from: usize, to: usize, packet: &Packet) {
-        if !matches!(packet, Packet::Generation(generations::Message::Status { .. })) {
-            let packet = *packet;
-            self.tell(|| format!("n{} -> n{}  {packet:?}", from + 1, to + 1));
+            let us = self.latency();
+            self.after(us, Event::Arrive(from, to, packet, id));
         }
     }
 
@@ -143,6 +136,7 @@ impl World {
             receiver.held.push_back((gid, keys));
             return;
         }
+        self.tell(|| What::Delivered(from, to, gid));
         self.deliver(to, gid, keys);
     }
 

@@ -4,6 +4,7 @@ use super::host::Task;
 use super::{Op, Then, World};
 use crate::database::{Keys, Owner, Record};
 use crate::planted::Driver;
+use crate::trace::What;
 use mtm_core::{GenNum, Gid};
 use mtm_generations as generations;
 use mtm_node::{Input, Node, Role};
@@ -60,6 +61,8 @@ impl World {
                 .map(|d| (num, d, self.hosts[i].confirmed[d])),
         };
         self.hosts[i].catching_up = from;
+        // A recovery for a generation from before is over.
+        self.hosts[i].recovery = None;
         let Some((num, donor, mut at)) = from else { return };
         // A few at a time: the next look comes soon.
         for _ in 0..20 {
@@ -122,7 +125,18 @@ impl World {
             return self.reconcile(i, donor, end, num);
         }
         recovery.at += 1;
-        let record = self.hosts[donor].db.wal[at].clone();
+        let start = recovery.start;
+        let record = if self.neglects(Driver::OriginByOrigin) {
+            let origin = |r: &&Record| match r {
+                Record::Commit(gid, _) | Record::CommitPrepared(gid, _) => gid.origin.get(),
+                _ => 0,
+            };
+            let mut records: Vec<&Record> = self.hosts[donor].db.wal[start..end].iter().collect();
+            records.sort_by_key(origin);
+            records[at - start].clone()
+        } else {
+            self.hosts[donor].db.wal[at].clone()
+        };
         if let Record::Syncpoint(below) = record {
             if self.hosts[i].finishing.is_empty() {
                 self.feed(i, Input::Syncpoint { num, below });
@@ -131,7 +145,7 @@ impl World {
         }
         let (Record::Commit(gid, _) | Record::CommitPrepared(gid, _)) = record else { return true };
         // In the donor's order: the one before must be done, also if it was prepared here.
-        if !self.hosts[i].finishing.is_empty() && !self.neglects(Driver::OrderIgnored) {
+        if !self.hosts[i].finishing.is_empty() {
             self.hosts[i].recovery.as_mut().expect("looked up above").at = at;
             return false;
         }
@@ -156,6 +170,7 @@ impl World {
         let recovery = self.hosts[i].recovery.as_mut()?;
         recovery.donor = Some(donor);
         recovery.at = start;
+        recovery.start = start;
         recovery.reconciled = false;
         self.coverage.from_syncpoints += u64::from(start > 0);
         Some((donor, end))
@@ -268,7 +283,7 @@ impl World {
         if !undecided || dropping {
             return;
         }
-        self.tell(|| format!("n{}    {other} is in the way of {gid}", i + 1));
+        self.tell(|| What::Note(i, format!("{other} is in the way of {gid}")));
         self.feed(i, Input::Drop(other));
         let host = &mut self.hosts[i];
         if let Some(at) = host.tasks.iter().position(|(t, _)| *t == Task::Drop(other)) {

@@ -147,9 +147,11 @@ fn run_layer(layer: Layer, options: &Options, logs: &Path) -> Result<Option<Tall
                 return Ok(None);
             }
             let mut tests = Command::new(&cargo);
-            tests.args(["test", "--release", "-p", "mtm-sim"]);
+            tests.args(["test", "--profile", "sim", "-p", "mtm-sim"]);
             let mut tally = observe(tests, logs, "sim-tests")?;
-            command.args(["run", "--release", "-p", "mtm-sim", "--", "--seeds", "2000"]);
+            // So many of each: 3 nodes, 5 nodes, 2 nodes and a referee.
+            let sweep = ["--mixed", "--seeds", "667", "--from", "20000"];
+            command.args(["run", "--profile", "sim", "-p", "mtm-sim", "--"]).args(sweep);
             tally.add(observe(command, logs, "sim")?);
             Ok(Some(tally))
         }

@@ -331,7 +331,9 @@ impl Membership {
             // What silent peers said long ago says nothing about now.
             matrix.set(peer, self.peers[peer.index()].hears);
         }
-        largest_clique(&matrix, self.record.current.generation.configured.nodes)
+        // Who is not heard is in no clique with anybody: were it counted as one of its own, the
+        // higher one of two data nodes could never go on alone with the referee's grant.
+        largest_clique(&matrix, self.record.current.generation.configured.nodes.intersection(heard))
     }
 
     /// What users see, and why.

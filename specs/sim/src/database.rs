@@ -176,9 +176,6 @@ impl Database {
                         found.insert(*gid, Found::AbortAccepted { prepared: true });
                     }
                 }
-                Record::RollbackPrepared(gid) if rollback_is_evidence => {
-                    found.insert(*gid, Found::Aborted);
-                }
                 // A rollback is evidence of nothing.
                 _ => {}
             }
@@ -192,6 +189,7 @@ impl Database {
         for (gid, found) in &mut found {
             match found {
                 Found::AnnouncedOnly if self.committed.contains(gid) => *found = Found::Committed,
+                Found::AnnouncedOnly if rollback_is_evidence => *found = Found::Aborted,
                 Found::AbortAccepted { prepared } => *prepared = self.prepared.contains_key(gid),
                 _ => {}
             }

@@ -316,7 +316,7 @@ fn deaf(rng: &mut Rng, plan: &mut Plan) {
     plan.latency = Slowness { percent: rng.between(5, 50), max_us: rng.between(2_000, 60_000) };
     let mut at = rng.between(100_000, 200_000);
     while at < plan.heal_at_us {
-        let lasts = rng.between(200_000, 420_000);
+        let lasts = rng.between(220_000, 340_000);
         for peer in (0..nodes).filter(|&p| p != victim) {
             plan.faults.push((at, Fault::Cut(peer, victim)));
             plan.faults.push((at + lasts, Fault::Mend(peer, victim)));
@@ -343,25 +343,32 @@ fn churn(rng: &mut Rng, plan: &mut Plan) {
     plan.latency = Slowness { percent: rng.between(5, 25), max_us: rng.between(2_000, 100_000) };
     plan.faults = vec![(1, Fault::Loss(rng.between(10, 45)))];
     let mut at = rng.between(50_000, 200_000);
-    let mut node = rng.below(nodes as u64) as usize;
+    let mut gone: Vec<usize> = Vec::new();
     while at < plan.heal_at_us {
         let lasts = rng.between(210_000, 400_000);
-        if rng.chance(50) {
-            plan.faults.push((at, Fault::Crash(node)));
-            plan.faults.push((at + lasts, Fault::Restart(node)));
-        } else {
-            for peer in (0..nodes).filter(|&p| p != node) {
-                for (a, b) in [(node, peer), (peer, node)] {
-                    plan.faults.push((at, Fault::Cut(a, b)));
-                    plan.faults.push((at + lasts, Fault::Mend(a, b)));
-                }
+        // The largest minority goes, of those who were there before.
+        let mut stay: Vec<usize> = (0..nodes).filter(|n| !gone.contains(n)).collect();
+        gone = (0..(nodes - 1).div_ceil(2).min(stay.len() - 1).max(1))
+            .map(|_| stay.swap_remove(rng.below(stay.len() as u64) as usize))
+            .collect();
+        for &node in &gone {
+            exile(rng, node, nodes, at, at + lasts, &mut plan.faults);
+            for _ in 0..rng.between(2, 6) {
+                plan.transactions.push(Transaction {
+                    at_us: (at + 2_000).saturating_sub(rng.below(10_000)),
+                    node,
+                    keys: vec![rng.below(200) as u8],
+                    think_us: rng.below(1_000),
+                    patience_us: if rng.chance(50) { rng.between(500, 8_000) } else { 1_000_000 },
+                });
             }
         }
-        // The next one goes when this one has just come back, or a little earlier.
+        // The next ones go when these have just come back, or a little earlier.
         at += lasts + rng.below(60_000);
         at -= rng.below(60_000);
-        node = (node + 1 + rng.below(nodes as u64 - 1) as usize) % nodes;
     }
+    plan.transactions.sort_by_key(|t| t.at_us);
+    plan.refusals = if rng.chance(50) { rng.below(30) } else { 0 };
     plan.faults.sort_by_key(|(at, _)| *at);
     for t in &mut plan.transactions {
         if rng.chance(30) {
@@ -394,4 +401,26 @@ fn split(rng: &mut Rng, plan: &mut Plan) {
         at += lasts + rng.between(100_000, 600_000);
     }
     plan.faults.sort_by_key(|(at, _)| *at);
+}
+
+/// A node crashes, or nobody hears it and it hears nobody.
+fn exile(
+    rng: &mut Rng,
+    node: usize,
+    nodes: usize,
+    at: u64,
+    until: u64,
+    faults: &mut Vec<(u64, Fault)>,
+) {
+    if rng.chance(50) {
+        faults.push((at, Fault::Crash(node)));
+        faults.push((until, Fault::Restart(node)));
+        return;
+    }
+    for peer in (0..nodes).filter(|&p| p != node) {
+        for (a, b) in [(node, peer), (peer, node)] {
+            faults.push((at, Fault::Cut(a, b)));
+            faults.push((until, Fault::Mend(a, b)));
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Rules broken on purpose: the simulator must notice every one of them.
 
-use crate::plan::Shape;
+use crate::plan::{Flavour, Plan, Shape};
 use mtm_generations::Bug as Election;
 use mtm_node::Bug as Commit;
 
@@ -21,7 +21,7 @@ pub enum Driver {
     StateUnsynced,
     /// After a crash transaction numbers begin again.
     NumbersReused,
-    /// A restart takes a rollback in the WAL for an abort.
+    /// A restart takes the end of an own transaction without a commit record for an abort.
     RollbackIsEvidence,
     /// A restart does not read accepted aborts.
     JournalIgnored,
@@ -49,8 +49,21 @@ pub struct Case {
     pub planted: Planted,
     /// In this cluster.
     pub shape: Shape,
+    /// In histories of this kind only, where chance alone does it too rarely.
+    pub flavour: Option<Flavour>,
     /// Within so many seeds, from 0.
     pub seeds: u64,
+}
+
+impl Case {
+    /// The plan of one seed with the broken rule.
+    pub fn plan(&self, seed: u64) -> Plan {
+        let plan = match self.flavour {
+            Some(flavour) => Plan::flavoured(seed, self.shape, flavour),
+            None => Plan::new(seed, self.shape),
+        };
+        Plan { planted: Some(self.planted), ..plan }
+    }
 }
 
 impl Planted {
@@ -64,52 +77,62 @@ impl Planted {
     }
 }
 
-const fn commit(bug: Commit, seeds: u64) -> Case {
-    Case { planted: Planted::Commit(bug), shape: Shape::Nodes(3), seeds }
+const fn case(planted: Planted, shape: Shape, flavour: Option<Flavour>, seeds: u64) -> Case {
+    Case { planted, shape, flavour, seeds }
 }
 
-const fn election(bug: Election, shape: Shape, seeds: u64) -> Case {
-    Case { planted: Planted::Election(bug), shape, seeds }
+const fn commit(bug: Commit, seeds: u64) -> Case {
+    case(Planted::Commit(bug), THREE, None, seeds)
+}
+
+const fn directed(bug: Commit, shape: Shape, flavour: Flavour, seeds: u64) -> Case {
+    case(Planted::Commit(bug), shape, Some(flavour), seeds)
+}
+
+const fn election(bug: Election, shape: Shape, flavour: Option<Flavour>, seeds: u64) -> Case {
+    case(Planted::Election(bug), shape, flavour, seeds)
 }
 
 const fn driver(bug: Driver, shape: Shape, seeds: u64) -> Case {
-    Case { planted: Planted::Driver(bug), shape, seeds }
+    case(Planted::Driver(bug), shape, None, seeds)
 }
 
 const THREE: Shape = Shape::Nodes(3);
+const FIVE: Shape = Shape::Nodes(5);
 
-/// All planted bugs.
+/// All planted bugs. Those that chance reaches too rarely are looked for in histories biased to
+/// them.
 pub const CASES: &[Case] = &[
     commit(Commit::NoBarrier, 1_000),
-    commit(Commit::DecideRace, 1_000),
-    commit(Commit::SwitchKeep, 1_000),
-    commit(Commit::NoFence, 1_000),
-    commit(Commit::EarlyAbort, 1_000),
-    commit(Commit::NoFlush, 1_000),
-    commit(Commit::StaleAbort, 5_000),
-    commit(Commit::CommitMissing, 1_000),
-    commit(Commit::ForgetAbort, 5_000),
-    commit(Commit::AbortUnaccepted, 5_000),
-    commit(Commit::ReportEarly, 5_000),
-    commit(Commit::RefusedIsFinal, 5_000),
-    commit(Commit::OwnWordStays, 5_000),
-    commit(Commit::ForgetEarly, 5_000),
-    commit(Commit::ForgottenLacks, 5_000),
-    commit(Commit::GiveUpAborts, 1_000),
-    commit(Commit::DropEarly, 5_000),
-    election(Election::VoteTwice, Shape::Nodes(5), 2_000),
-    election(Election::AnyDonor, THREE, 1_000),
-    election(Election::HighestOfMembers, Shape::Nodes(5), 2_000),
-    election(Election::OnlineDespiteVote, Shape::Nodes(5), 2_000),
-    driver(Driver::HeldEarly, THREE, 3_000),
-    driver(Driver::OriginByOrigin, THREE, 1_000),
-    driver(Driver::CleanAnyNumber, Shape::Referee, 5_000),
-    driver(Driver::GrantLost, Shape::Referee, 3_000),
-    driver(Driver::UnsyncedIsDurable, THREE, 1_000),
-    driver(Driver::StateUnsynced, THREE, 2_000),
-    driver(Driver::NumbersReused, THREE, 1_000),
-    driver(Driver::RollbackIsEvidence, THREE, 5_000),
-    driver(Driver::JournalIgnored, THREE, 5_000),
-    driver(Driver::ConfirmedEarly, THREE, 1_000),
-    driver(Driver::UndecidedIgnored, THREE, 1_000),
+    commit(Commit::DecideRace, 500),
+    commit(Commit::SwitchKeep, 50),
+    commit(Commit::NoFence, 100),
+    commit(Commit::EarlyAbort, 50),
+    commit(Commit::NoFlush, 20),
+    directed(Commit::StaleAbort, THREE, Flavour::Deaf, 5_000),
+    commit(Commit::CommitMissing, 20),
+    directed(Commit::ForgetAbort, FIVE, Flavour::Churn, 2_000),
+    commit(Commit::AbortUnaccepted, 100),
+    commit(Commit::ReportEarly, 1_000),
+    directed(Commit::RefusedIsFinal, FIVE, Flavour::Churn, 2_000),
+    directed(Commit::OwnWordStays, FIVE, Flavour::Churn, 2_000),
+    commit(Commit::ForgetEarly, 100),
+    commit(Commit::ForgottenLacks, 20),
+    commit(Commit::GiveUpAborts, 100),
+    commit(Commit::DropEarly, 1_000),
+    election(Election::VoteTwice, FIVE, Some(Flavour::Churn), 2_000),
+    election(Election::AnyDonor, THREE, None, 50),
+    election(Election::HighestOfMembers, FIVE, Some(Flavour::Churn), 2_000),
+    election(Election::OnlineDespiteVote, FIVE, Some(Flavour::Churn), 2_000),
+    driver(Driver::HeldEarly, THREE, 2_000),
+    driver(Driver::OriginByOrigin, THREE, 50),
+    driver(Driver::CleanAnyNumber, Shape::Referee, 20),
+    driver(Driver::GrantLost, Shape::Referee, 20),
+    driver(Driver::UnsyncedIsDurable, THREE, 20),
+    driver(Driver::StateUnsynced, THREE, 100),
+    driver(Driver::NumbersReused, THREE, 50),
+    driver(Driver::RollbackIsEvidence, THREE, 1_000),
+    driver(Driver::JournalIgnored, THREE, 1_500),
+    driver(Driver::ConfirmedEarly, THREE, 50),
+    driver(Driver::UndecidedIgnored, THREE, 50),
 ];

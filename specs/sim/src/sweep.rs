@@ -106,7 +106,7 @@ impl Case {
     /// The first seed whose history shows the bug, within the stated number.
     pub fn find(&self) -> Option<(Plan, Verdict)> {
         (0..self.seeds).find_map(|seed| {
-            let plan = Plan { planted: Some(self.planted), ..Plan::new(seed, self.shape) };
+            let plan = self.plan(seed);
             let verdict = run(&plan, false);
             verdict.violation.is_some().then_some((plan, verdict))
         })

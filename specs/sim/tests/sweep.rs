@@ -52,7 +52,7 @@ fn a_sweep_in_which_nothing_happens_fails() {
         coverage.add(&verdict.coverage);
     }
     let missing = coverage.missing(Shape::Nodes(3)).join(" ");
-    for what in ["committed", "aborted", "crashes", "recoveries", "settled_commits"] {
+    for what in ["committed", "aborted", "crashes", "replayed", "settled_commits"] {
         assert!(missing.contains(what), "{missing}");
     }
 }

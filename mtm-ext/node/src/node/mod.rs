@@ -240,7 +240,13 @@ impl<'a> Node<'a> {
         self.generation(now, generations::Input::Switch, out)?;
         // What was only being applied is not prepared any more: ParallelSafe comes next.
         let num = self.core.membership.current().generation.num;
-        let gone = |(gid, e): &(&Gid, &Entry)| gid.generation < num && e.is_only_applying();
+        let refused = self.planted(Bug::RefusedIsFinal);
+        let keeps = |e: &Entry| {
+            matches!(e.role, Role::Peer(p) if refused && p.state() == ParticipantState::Refused)
+        };
+        let gone = |(gid, e): &(&Gid, &Entry)| {
+            gid.generation < num && e.is_only_applying() && !keeps(e)
+        };
         let gone: smallvec::SmallVec<[Gid; 32]> =
             self.table.iter().filter(gone).map(|(gid, _)| *gid).collect();
         for gid in gone {

@@ -76,7 +76,8 @@ fn main() -> ExitCode {
 }
 
 fn replay(o: &Options, seed: u64) -> Result<(), String> {
-    let plan = Plan { planted: o.bug.map(|c| c.planted), ..Plan::new(seed, o.sweep.shapes[0]) };
+    // A planted bug brings its own shape and kind of history.
+    let plan = o.bug.map_or_else(|| Plan::new(seed, o.sweep.shapes[0]), |case| case.plan(seed));
     let verdict = run(&plan, o.story || o.svg.is_some());
     if o.shrink && verdict.violation.is_some() {
         return small(&plan, o);

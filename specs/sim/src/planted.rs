@@ -123,7 +123,7 @@ pub const CASES: &[Case] = &[
     election(Election::VoteTwice, FIVE, Some(Flavour::Churn), 2_000),
     election(Election::AnyDonor, THREE, None, 50),
     election(Election::HighestOfMembers, FIVE, Some(Flavour::Churn), 2_000),
-    election(Election::OnlineDespiteVote, FIVE, Some(Flavour::Churn), 2_000),
+    election(Election::OnlineDespiteVote, FIVE, None, 1_000),
     driver(Driver::HeldEarly, THREE, 2_000),
     driver(Driver::OriginByOrigin, THREE, 50),
     driver(Driver::CleanAnyNumber, Shape::Referee, 20),
@@ -132,7 +132,7 @@ pub const CASES: &[Case] = &[
     driver(Driver::StateUnsynced, THREE, 100),
     driver(Driver::NumbersReused, THREE, 50),
     driver(Driver::RollbackIsEvidence, THREE, 1_000),
-    driver(Driver::JournalIgnored, THREE, 1_500),
+    case(Planted::Driver(Driver::JournalIgnored), THREE, Some(Flavour::Churn), 2_000),
     driver(Driver::ConfirmedEarly, THREE, 50),
     driver(Driver::UndecidedIgnored, THREE, 50),
 ];

@@ -2,7 +2,7 @@
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::NoBarrier,
         Self::DecideRace,
         Self::SwitchKeep,
@@ -18,6 +18,7 @@ impl Bug {
         Self::OwnWordStays,
         Self::ForgetEarly,
         Self::ForgottenLacks,
+        Self::OldProgress,
         Self::GiveUpAborts,
         Self::DropEarly,
     ];
@@ -54,6 +55,8 @@ pub enum Bug {
     OwnWordStays,
     /// Each node forgets what it has finished itself, whatever the others have.
     ForgetEarly,
+    /// What a node said of its progress in an earlier generation still counts (specs/adr/0106).
+    OldProgress,
     /// A forgotten transaction is taken for one that is lacking.
     ForgottenLacks,
     /// The client of a transaction that was given up hears "aborted".

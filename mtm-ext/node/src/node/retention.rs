@@ -157,7 +157,13 @@ impl Node<'_> {
         if !self.in_generation(num) {
             return;
         }
+        let old_counts = self.planted(Bug::OldProgress);
         let said = &mut self.core.retention.said[from.index()];
+        if said.0 != num && !old_counts {
+            // What it had finished in an earlier generation it may have taken over again from a
+            // donor that had not (specs/adr/0106).
+            said.1 = NOTHING;
+        }
         said.0 = num;
         for (old, new) in said.1.iter_mut().zip(below) {
             *old = (*old).max(*new);

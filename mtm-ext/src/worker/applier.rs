@@ -178,6 +178,7 @@ impl InPlace {
         if end.since(start) > SLOW_US {
             self.not_before = end.plus_us(PAUSE_US);
         }
+        bgworker::report_statistics();
         bgworker::report_idle();
         done
     }

@@ -10,6 +10,8 @@ pub mod compare;
 mod conflicts;
 mod ddl;
 mod features;
+mod foreign;
+mod identities;
 mod integrity;
 mod large;
 mod large_stream;
@@ -67,6 +69,8 @@ const GROUPS: &[&[Check]] = &[
     twophase::CHECKS,
     rows::CHECKS,
     tables::CHECKS,
+    identities::CHECKS,
+    foreign::CHECKS,
     integrity::CHECKS,
     schema::CHECKS,
     ddl::CHECKS,

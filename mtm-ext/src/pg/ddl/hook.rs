@@ -17,6 +17,7 @@ pub(crate) fn init() {
     }
     relations::init();
     super::local::init();
+    super::remote::init();
     setval::init();
 }
 

@@ -17,6 +17,7 @@ mod message;
 pub(crate) mod parse;
 mod prepared;
 mod relations;
+mod remote;
 mod rewrite;
 mod role;
 mod session;

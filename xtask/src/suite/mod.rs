@@ -14,6 +14,7 @@ mod integrity;
 mod large;
 mod large_stream;
 mod local;
+mod objects;
 mod peers;
 mod rows;
 mod schema;
@@ -76,6 +77,7 @@ const GROUPS: &[&[Check]] = &[
     large::CHECKS,
     large_stream::CHECKS,
     local::CHECKS,
+    objects::CHECKS,
     peers::CHECKS,
     settings::CHECKS,
 ];

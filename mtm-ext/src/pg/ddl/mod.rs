@@ -14,6 +14,7 @@ mod context;
 mod hook;
 mod local;
 mod message;
+mod missing;
 pub(crate) mod parse;
 mod prepared;
 mod relations;
@@ -29,6 +30,7 @@ pub(crate) use apply::apply;
 pub(crate) use hook::init;
 pub(crate) use local::{is_local, make_local};
 pub(crate) use message::{emit, note_unchecked};
+pub(crate) use missing::set as set_missing_value;
 pub(crate) use relations::Touched;
 pub(crate) use session::{mark_replicable, replicates, share};
 

@@ -333,7 +333,7 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_never_panic(tail: Vec<u8>, kind in 0u8..6) {
+        fn arbitrary_bytes_never_panic(tail: Vec<u8>, kind in 0u8..7) {
             let _ = Message::decode(&tail);
             let bytes = [&[VERSION, kind], tail.as_slice()].concat();
             if let Ok(m) = Message::decode(&bytes) {

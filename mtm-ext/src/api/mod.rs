@@ -68,3 +68,11 @@ fn make_table_local(relation: pgrx::pg_sys::Oid) {
     require_preload();
     ddl::make_local(relation);
 }
+
+/// What old rows have in a new column. For statements from other nodes.
+#[pg_extern]
+fn set_missing_value(relation: pgrx::pg_sys::Oid, name: &str, value: &str) {
+    require_preload();
+    require_superuser("set the values of a new column");
+    ddl::set_missing_value(relation, name, value);
+}

@@ -14,6 +14,8 @@ checks!("local":
     tables_without_pk_ignored,
     deadlock_prevention_simple,
     unknown_settings_are_refused,
+    remote_functions,
+    remote_functions_in_every_form,
 );
 
 fn local_tables_from_now_on(a: &Arena) -> Result<()> {
@@ -145,4 +147,63 @@ fn unknown_settings_are_refused(a: &Arena) -> Result<()> {
     let error = a.on(1)?.refused("SET multimaster.no_such_thing = on")?;
     ensure!(error.state == "42602" && error.detail.contains("reserved"), "{error} {}", error.detail);
     Ok(())
+}
+
+/// A listed function runs on every node, and its rows do not travel.
+fn remote_functions(a: &Arena) -> Result<()> {
+    a.run(
+        1,
+        "CREATE TABLE l_node(node text, note text); CREATE TABLE l_seen(id int PRIMARY KEY, n int DEFAULT 0);
+         INSERT INTO l_seen VALUES (1, 0);
+         CREATE FUNCTION l_remote(what text) RETURNS int LANGUAGE plpgsql AS $$
+         BEGIN
+           INSERT INTO l_node SELECT current_setting('port'), what;
+           UPDATE l_seen SET n = n + 1;
+           EXECUTE format('CREATE TABLE IF NOT EXISTS l_made_%s(id int PRIMARY KEY)', what);
+           RETURN 1;
+         END $$;
+         SELECT mtm.make_table_local('l_node')",
+    )?;
+    let session = a.on(2)?;
+    session.run("SET multimaster.remote_functions = 'nothing, public.l_remote'")?;
+    session.run("SELECT l_remote('x' || 'y')")?;
+    for id in a.ids() {
+        let port = a.cluster.node(id)?.port.to_string();
+        let row = a.ask(id, "SELECT * FROM l_node")?;
+        ensure!(row == format!("{port},xy"), "node {id} has {row}");
+    }
+    a.expect("SELECT n, to_regclass('l_made_xy') IS NOT NULL FROM l_seen", "1,t")?;
+    // In a transaction with other changes, and taken back.
+    session.run("BEGIN; INSERT INTO l_seen VALUES (2); SAVEPOINT s; SELECT l_remote('no'); ROLLBACK TO s; SELECT l_remote('z'); INSERT INTO l_seen VALUES (3); COMMIT")?;
+    a.expect("SELECT id, n FROM l_seen ORDER BY id", "1,2;2,1;3,0")?;
+    a.expect("SELECT to_regclass('l_made_no') IS NULL, to_regclass('l_made_z') IS NULL", "t,f")?;
+    // Elsewhere it is a function as any other: it runs once, its rows travel.
+    a.run(3, "SELECT l_remote('w')")?;
+    a.expect("SELECT n FROM l_seen WHERE id = 1", "3")?;
+    ensure!(a.ask(1, "SELECT count(*) FROM l_node WHERE note = 'w'")? == "0", "it ran on node 1");
+    a.run(1, "DROP TABLE l_node")?;
+    Ok(())
+}
+
+fn remote_functions_in_every_form(a: &Arena) -> Result<()> {
+    a.run(
+        1,
+        "CREATE TABLE l_calls(id serial PRIMARY KEY, what text, at bigint);
+         CREATE SEQUENCE l_at;
+         CREATE FUNCTION l_call(what text, n int DEFAULT 1) RETURNS SETOF int LANGUAGE sql AS $$
+           INSERT INTO l_calls SELECT 1000 + (SELECT count(*) FROM l_calls) + g, what, setval('l_at', 500 + n) FROM generate_series(1, n) g; SELECT n $$;
+         CREATE FUNCTION l_inlined(what text) RETURNS int LANGUAGE sql AS $$ SELECT x FROM l_call(what) x $$",
+    )?;
+    let session = a.on(3)?;
+    session.run("SET multimaster.remote_functions = 'l_call,l_inlined'")?;
+    session.run("SELECT l_call('it''s', 2); SELECT * FROM l_call('from'); SELECT 1, l_call(g::text) FROM generate_series(1, 2) g ORDER BY g DESC")?;
+    session.run("SELECT l_inlined('in'); DO $$ DECLARE v text := 'var'; BEGIN PERFORM l_inlined(v); END $$")?;
+    session.run("PREPARE p(text) AS SELECT l_inlined($1); EXECUTE p('prep')")?;
+    a.expect("SELECT count(*), string_agg(DISTINCT what, ',' ORDER BY what) FROM l_calls", "8,1,2,from,in,it's,prep,var")?;
+    let error = session.refused("DO $$ DECLARE v text := 'no'; BEGIN PERFORM l_inlined(v), 1 FROM l_calls; END $$")?;
+    ensure!(error.state == "0A000" && error.hint.contains("SELECT function"), "{error}");
+    let error = session.refused("BEGIN; DECLARE c CURSOR FOR SELECT l_call('cursor', g) FROM generate_series(1, 3) g; FETCH c; FETCH c")?;
+    ensure!(error.state == "0A000" && error.detail.contains("in parts"), "{error}");
+    session.run("ROLLBACK")?;
+    a.expect("SELECT count(*) FROM l_calls", "8")
 }

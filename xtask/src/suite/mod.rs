@@ -16,6 +16,7 @@ mod integrity;
 mod large;
 mod large_stream;
 mod local;
+mod objects;
 mod peers;
 mod rows;
 mod schema;
@@ -80,6 +81,7 @@ const GROUPS: &[&[Check]] = &[
     large::CHECKS,
     large_stream::CHECKS,
     local::CHECKS,
+    objects::CHECKS,
     peers::CHECKS,
     settings::CHECKS,
 ];

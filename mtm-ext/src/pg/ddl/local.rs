@@ -101,7 +101,7 @@ unsafe extern "C-unwind" fn relabel(object: *const pg_sys::ObjectAddress, label:
 }
 
 /// The table and its partitions.
-fn family(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+pub(super) fn family(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     let lock = pg_sys::AccessShareLock as i32;
     // SAFETY: inside a transaction; the result is a list of OIDs.
     let list = unsafe { find_all_inheritors(relation, lock, core::ptr::null_mut()) };

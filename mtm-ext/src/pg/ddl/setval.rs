@@ -40,8 +40,8 @@ const SQL: u32 = 14;
 
 static mut PREVIOUS_NEEDS: pg_sys::needs_fmgr_hook_type = None;
 
-/// Whether a function must not be put into a query: it is in SQL and calls `setval()`. The server
-/// asks for every function that is not built in.
+/// Whether a function must not be put into a query: it is in SQL and calls `setval()`, or it is to
+/// be executed on every node. The server asks for every function that is not built in.
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn keep_whole(function: pg_sys::Oid) -> bool {
     // SAFETY: set once at load.
@@ -53,6 +53,9 @@ unsafe extern "C-unwind" fn keep_whole(function: pg_sys::Oid) -> bool {
     }
     if !session::replicates() {
         return false;
+    }
+    if super::remote::is_listed(function) {
+        return true;
     }
     let key = pg_sys::Datum::from(function);
     // SAFETY: a cache look-up, released below.

@@ -15,6 +15,8 @@ pub(crate) enum Temporary {
     Without(Vec<u8>),
     /// Some, in a statement we cannot split.
     Inseparable,
+    /// It is about a permanent table whose definition is a temporary one's.
+    Copied,
 }
 
 /// How much of a statement is about temporary objects.
@@ -26,7 +28,14 @@ pub(crate) unsafe fn temporary(stmt: *mut pg_sys::Node, text: &CStr) -> Temporar
     unsafe {
         match tag(stmt) {
             NodeTag::T_CreateStmt | NodeTag::T_CreateForeignTableStmt => {
-                all(created(&*(*stmt.cast::<pg_sys::CreateStmt>()).relation))
+                let stmt = stmt.cast::<pg_sys::CreateStmt>();
+                if created(&*(*stmt).relation) {
+                    Temporary::Everything
+                } else if is_like_temporary(stmt) {
+                    Temporary::Copied
+                } else {
+                    Temporary::Nothing
+                }
             }
             NodeTag::T_CreateSeqStmt => {
                 all(created(&*(*stmt.cast::<pg_sys::CreateSeqStmt>()).sequence))
@@ -64,6 +73,46 @@ const fn all(temporary: bool) -> Temporary {
     if temporary { Temporary::Everything } else { Temporary::Nothing }
 }
 
+/// Whether a LIKE clause names a temporary table, or the table is of such a table's type.
+unsafe fn is_like_temporary(stmt: *const pg_sys::CreateStmt) -> bool {
+    // SAFETY: elements of a table are nodes; a LIKE clause has this layout.
+    unsafe {
+        let of = (*stmt).ofTypename;
+        let elements = elements::<pg_sys::Node>((*stmt).tableElts);
+        !of.is_null() && is_temporary_type((*of).names)
+            || elements.into_iter().any(|element| {
+                tag(element) == NodeTag::T_TableLikeClause
+                    && existing((*element.cast::<pg_sys::TableLikeClause>()).relation)
+            })
+    }
+}
+
+/// Whether the type with this name is temporary.
+unsafe fn is_temporary_type(names: *mut pg_sys::List) -> bool {
+    // SAFETY: a list of String nodes; a look-up that raises no error for a missing type.
+    unsafe {
+        let name = pg_sys::makeTypeNameFromNameList(names);
+        let found = pg_sys::LookupTypeNameOid(core::ptr::null_mut(), name, true);
+        found != pg_sys::InvalidOid && pg_sys::isAnyTempNamespace(type_namespace(found))
+    }
+}
+
+/// The schema of a type.
+fn type_namespace(of: pg_sys::Oid) -> pg_sys::Oid {
+    let key = pg_sys::Datum::from(of);
+    // SAFETY: a cache look-up, released below; a row of pg_type has this layout.
+    unsafe {
+        let cache = pg_sys::SysCacheIdentifier::TYPEOID as i32;
+        let row = pg_sys::SearchSysCache1(cache, key);
+        if row.is_null() {
+            return pg_sys::InvalidOid;
+        }
+        let schema = (*pg_sys::GETSTRUCT(row).cast::<pg_sys::FormData_pg_type>()).typnamespace;
+        pg_sys::ReleaseSysCache(row);
+        schema
+    }
+}
+
 /// Statements about one existing relation or object.
 unsafe fn by_relation(stmt: *mut pg_sys::Node) -> bool {
     // SAFETY: each arm reads the node as what its tag says.
@@ -87,6 +136,23 @@ unsafe fn by_relation(stmt: *mut pg_sys::Node) -> bool {
             }
             NodeTag::T_AlterObjectDependsStmt => {
                 existing((*stmt.cast::<pg_sys::AlterObjectDependsStmt>()).relation)
+            }
+            NodeTag::T_AlterEnumStmt => {
+                is_temporary_type((*stmt.cast::<pg_sys::AlterEnumStmt>()).typeName)
+            }
+            NodeTag::T_AlterDomainStmt => {
+                is_temporary_type((*stmt.cast::<pg_sys::AlterDomainStmt>()).typeName)
+            }
+            NodeTag::T_AlterTypeStmt => {
+                is_temporary_type((*stmt.cast::<pg_sys::AlterTypeStmt>()).typeName)
+            }
+            NodeTag::T_AlterFunctionStmt => {
+                let s = stmt.cast::<pg_sys::AlterFunctionStmt>();
+                object((*s).objtype, (*s).func.cast())
+            }
+            NodeTag::T_AlterOperatorStmt => {
+                let operator = (*stmt.cast::<pg_sys::AlterOperatorStmt>()).opername;
+                object(ObjectType::OBJECT_OPERATOR, operator.cast())
             }
             NodeTag::T_RenameStmt => {
                 let s = stmt.cast::<pg_sys::RenameStmt>();
@@ -193,13 +259,12 @@ unsafe fn object(kind: ObjectType::Type, object: *mut pg_sys::Node) -> bool {
                     | ObjectType::OBJECT_RULE
                     | ObjectType::OBJECT_POLICY
                     | ObjectType::OBJECT_TABCONSTRAINT => named(names, 1),
+                    ObjectType::OBJECT_TYPE | ObjectType::OBJECT_DOMAIN => is_temporary_type(names),
                     _ => false,
                 }
             }
             NodeTag::T_TypeName => {
-                let names = (*object.cast::<pg_sys::TypeName>()).names;
-                strings(names).first().is_some_and(|schema| schema == b"pg_temp")
-                    || named(names, 0)
+                is_temporary_type((*object.cast::<pg_sys::TypeName>()).names)
             }
             NodeTag::T_ObjectWithArgs => {
                 let names = (*object.cast::<pg_sys::ObjectWithArgs>()).objname;
@@ -283,20 +348,24 @@ unsafe fn dropped(stmt: *mut pg_sys::DropStmt) -> Temporary {
     Temporary::Without([b"DROP ", what, b" ", if_exists, &names, cascade].concat())
 }
 
-/// GRANT and REVOKE on relations.
+/// GRANT and REVOKE on objects.
 unsafe fn granted(stmt: *mut pg_sys::GrantStmt) -> Temporary {
     // SAFETY: a valid GrantStmt.
     let (target, kind, list) = unsafe { ((*stmt).targtype, (*stmt).objtype, (*stmt).objects) };
-    let relations = [ObjectType::OBJECT_TABLE, ObjectType::OBJECT_SEQUENCE].contains(&kind);
-    if target != pg_sys::GrantTargetType::ACL_TARGET_OBJECT || !relations {
+    if target != pg_sys::GrantTargetType::ACL_TARGET_OBJECT {
         return Temporary::Nothing;
     }
-    // SAFETY: objects of these kinds are RangeVars.
-    let objects = unsafe { elements::<pg_sys::RangeVar>(list) };
+    // SAFETY: relations are RangeVars, other objects with schemas lists of names or functions.
+    let is_temporary = |one: *mut pg_sys::Node| unsafe {
+        match tag(one) {
+            NodeTag::T_RangeVar => existing(one.cast()),
+            _ => object(kind, one),
+        }
+    };
+    // SAFETY: objects are nodes.
+    let objects = unsafe { elements::<pg_sys::Node>(list) };
     let n = objects.len();
-    // SAFETY: as above.
-    let temporary = objects.into_iter().filter(|&one| unsafe { existing(one) }).count();
-    match temporary {
+    match objects.into_iter().filter(|one| is_temporary(*one)).count() {
         0 => Temporary::Nothing,
         all if all == n => Temporary::Everything,
         _ => Temporary::Inseparable,

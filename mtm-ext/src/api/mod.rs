@@ -58,8 +58,7 @@ fn dmq_receive(from_node: i32, cluster_id: &str) {
             format!("node {from_node} belongs to another cluster")
         );
     }
-    pipe::leave_snapshot();
-    worker::accept_pipe(from);
+    pipe::outside_transaction(|| worker::accept_pipe(from));
 }
 
 /// Keeps the rows of a table on each node from now on.

@@ -46,19 +46,6 @@ pub fn finish(gid: &str, commit: bool) {
     }
 }
 
-/// COMMIT PREPARED within the transaction that is open, which has written nothing.
-pub fn commit_here(gid: &str) {
-    let gid = CString::new(gid).expect("a gid has no zero byte");
-    walwake::suppress();
-    // SAFETY: as in `finish`: FinishPreparedTransaction works on the prepared transaction alone and
-    // needs an open one only for its memory and locks. The record is durable when it returns.
-    unsafe {
-        sys::FinishPreparedTransaction(gid.as_ptr(), true);
-        pg_sys::XactLastRecEnd = 0;
-    }
-    walwake::restore();
-}
-
 /// Rolls back whatever is open.
 pub fn abort() {
     walwake::restore();

@@ -119,13 +119,8 @@ fn release() {
 
 /// COMMIT PREPARED or ROLLBACK PREPARED, and what follows from it.
 pub fn finish(gid: &Gid, commit: bool) {
-    finish_with(gid, || twophase::finish(&gid.to_string(), commit));
-}
-
-/// Runs `end`, which ends the prepared transaction, and what follows from it.
-pub fn finish_with(gid: &Gid, end: impl FnOnce()) {
     xact::mark_origin(Lsn(0));
-    end();
+    twophase::finish(&gid.to_string(), commit);
     xact::unmark_commit_record();
     let step = shmem::participants(|table| {
         table.get_mut(gid).map(|part| {

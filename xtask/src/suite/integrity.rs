@@ -63,7 +63,9 @@ fn peers_look_for_themselves(a: &Arena) -> Result<()> {
     refused("DELETE FROM i_ownp WHERE id = 1", "40001")?;
     alone.run("DELETE FROM i_ownp_c; DELETE FROM i_ownp WHERE id = 2")?;
     refused("INSERT INTO i_ownp_c VALUES (2, 2)", "40001")?;
+    refused("INSERT INTO i_ownp_c SELECT 2, g % 2 + 1 FROM generate_series(1, 500) g", "40001")?;
     alone.run("INSERT INTO i_ownp VALUES (2)")?;
+    a.run(1, "INSERT INTO i_ownp_c SELECT 2, g % 2 + 1 FROM generate_series(1, 500) g; DELETE FROM i_ownp_c")?;
     a.run(
         1,
         "INSERT INTO i_own_u VALUES (2, 1); INSERT INTO i_own_c VALUES (2, 2); DELETE FROM i_own",

@@ -2,7 +2,9 @@
 
 use super::arena::{Arena, is_retryable};
 use super::checks;
+use crate::wait::until;
 use anyhow::{Result, ensure};
+use std::time::Duration;
 
 checks!("tables":
     partitions,
@@ -29,6 +31,7 @@ checks!("tables":
     copy_in,
     row_security,
     expression_and_partial_indexes,
+    applied_rows_are_counted,
 );
 
 fn partitions(a: &Arena) -> Result<()> {
@@ -485,6 +488,31 @@ fn expression_and_partial_indexes(a: &Arena) -> Result<()> {
             id,
             "SET enable_seqscan = off; SELECT FROM p_expr WHERE lower(v) = 'key' AND NOT deleted",
         )?;
+    }
+    Ok(())
+}
+
+/// Autovacuum works on peers only if they count what they apply.
+fn applied_rows_are_counted(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE p_count(id int PRIMARY KEY, v int)")?;
+    a.run(2, "INSERT INTO p_count SELECT g, g FROM generate_series(1, 500) g")?;
+    a.run(3, "BEGIN; INSERT INTO p_count VALUES (1000, 0); TRUNCATE p_count; ROLLBACK")?;
+    a.run(
+        2,
+        "UPDATE p_count SET v = 0 WHERE id <= 50; DELETE FROM p_count WHERE id > 490",
+    )?;
+    for id in a.ids() {
+        until("the rows are counted", Duration::from_secs(10), || {
+            // Whoever applies reports at most once a second, some only when more comes.
+            a.can_write()?;
+            let counted = a.ask(
+                id,
+                "SELECT n_tup_ins >= 500, n_tup_upd, n_tup_del, n_live_tup > 0
+                   FROM pg_stat_user_tables WHERE relname = 'p_count'",
+            )?;
+            ensure!(counted == "t,50,10,t", "node {id} has counted {counted}");
+            Ok(Some(()))
+        })?;
     }
     Ok(())
 }

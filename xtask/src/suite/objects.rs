@@ -17,6 +17,7 @@ checks!("objects":
     indexes_concurrently,
     failed_concurrent_index,
     extensions_of_contrib,
+    extension_scripts_make_rows,
     extension_is_kept,
     statements_outside_transactions,
 );
@@ -351,6 +352,41 @@ fn extensions_of_contrib(a: &Arena) -> Result<()> {
     }
     a.run(1, "DROP SCHEMA o_x CASCADE")?;
     a.expect("SELECT count(*) FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace WHERE nspname = 'o_x'", "0")
+}
+
+/// A script runs on every node; nothing that it does travels as well.
+fn extension_scripts_make_rows(a: &Arena) -> Result<()> {
+    if a.cluster.kind != crate::cluster::Kind::Multimaster {
+        return Ok(());
+    }
+    let dir = a.cluster.dir.join("tree/usr/share/postgresql/15/extension");
+    std::fs::write(dir.join("probe.control"), "default_version = '1'\n")?;
+    std::fs::write(
+        dir.join("probe--1.sql"),
+        "CREATE TABLE probe_rows(id serial PRIMARY KEY, v int);
+         CREATE SEQUENCE probe_seq;
+         SELECT setval('probe_seq', 100);
+         INSERT INTO probe_rows(id, v) SELECT g, g FROM generate_series(1, 5) g;
+         SELECT setval('probe_rows_id_seq', 5);
+         UPDATE probe_rows SET v = 0 WHERE id = 3;",
+    )?;
+    std::fs::write(
+        dir.join("probe--1--2.sql"),
+        "SELECT setval('probe_seq', 200); INSERT INTO probe_rows VALUES (6, 6); DELETE FROM probe_rows WHERE id = 1;",
+    )?;
+    a.run(2, "CREATE EXTENSION probe")?;
+    a.expect("SELECT count(*), sum(v) FROM probe_rows", "5,12")?;
+    a.run(3, "ALTER EXTENSION probe UPDATE TO '2'")?;
+    a.expect("SELECT count(*), sum(v) FROM probe_rows", "5,17")?;
+    for id in a.ids() {
+        a.run(id, "INSERT INTO probe_rows(id, v) SELECT nextval('probe_seq'), 0")?;
+    }
+    a.expect(
+        "SELECT count(*), min(id) > 200 FROM probe_rows WHERE v = 0 AND id > 6",
+        "3,t",
+    )?;
+    a.run(1, "DROP EXTENSION probe")?;
+    Ok(())
 }
 
 /// It cannot be dropped under a running cluster by mistake.

@@ -214,7 +214,9 @@ unsafe extern "C-unwind" fn stream_message(
         let subxid = speaker(txn);
         match ddl::peek(content) {
             Ok((rows, travels)) => {
-                plugin.streams.current().say(subxid, rows);
+                if let Some(rows) = rows {
+                    plugin.streams.current().say(subxid, rows);
+                }
                 if travels {
                     speak_of(plugin, subxid);
                     RowWriter::new(&mut plugin.buffer).ddl(content);

@@ -3,7 +3,6 @@
 //!
 //! A label is a catalog row, so a decoder sees it as it was when the rows were written; it is
 //! dumped and restored with the table, and replicated as the statement it is.
-#![allow(non_snake_case, reason = "the server's own names")]
 
 use super::parse::bytes;
 use crate::guc;
@@ -151,7 +150,12 @@ fn has_label(relation: pg_sys::Oid) -> bool {
         objectSubId: 0,
     };
     // SAFETY: a catalog look-up; returns NULL or a copy.
-    let label = unsafe { bytes(pg_sys::GetSecurityLabel(&raw const object, PROVIDER.as_ptr())) };
+    let label = unsafe {
+        bytes(pg_sys::GetSecurityLabel(
+            &raw const object,
+            PROVIDER.as_ptr(),
+        ))
+    };
     label == LOCAL.to_bytes()
 }
 

@@ -63,11 +63,18 @@ fn identify_rows(relations: &[pgrx::pg_sys::Oid], warn: bool) {
         // SAFETY: after the statement, inside its transaction.
         if unsafe { crate::pg::rows::ensure_replica_identity(relation) } && warn {
             let name = crate::pg::sqlrun::relation_name(relation);
-            pgrx::ereport!(
-                WARNING,
-                pgrx::PgSqlErrorCode::ERRCODE_WARNING,
+            let (detail, hint) = if crate::guc::IGNORE_TABLES_WITHOUT_PK.get() {
+                let detail = "Its rows stay on the node where they are written, as \
+                     \"multimaster.ignore_tables_without_pk\" says.";
+                (detail, "Add a primary key to replicate it.")
+            } else {
+                let detail = "Its whole rows identify changes on other nodes, which is slow.";
+                (detail, "Add a primary key.")
+            };
+            crate::report::warning(
                 format!("table \"{name}\" has no primary key"),
-                "Its whole rows identify changes on other nodes, which is slow. Add a primary key."
+                detail,
+                hint,
             );
         }
     }

@@ -38,8 +38,11 @@ type Walker = unsafe extern "C-unwind" fn(*mut pg_sys::Node, *mut c_void) -> boo
 
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" {
-    fn expression_tree_walker(node: *mut pg_sys::Node, walker: Walker, context: *mut c_void)
-    -> bool;
+    fn expression_tree_walker(
+        node: *mut pg_sys::Node,
+        walker: Walker,
+        context: *mut c_void,
+    ) -> bool;
 }
 
 /// Installs the hook.
@@ -123,8 +126,13 @@ fn refuse(why: &str) -> ! {
 /// The setting's names.
 fn names() -> Vec<String> {
     let list = guc::REMOTE_FUNCTIONS.get();
-    let list = list.as_ref().map(|list| list.to_string_lossy()).unwrap_or_default();
-    let names = list.split(',').map(|name| name.trim().trim_matches('"').to_owned());
+    let list = list
+        .as_ref()
+        .map(|list| list.to_string_lossy())
+        .unwrap_or_default();
+    let names = list
+        .split(',')
+        .map(|name| name.trim().trim_matches('"').to_owned());
     names.filter(|name| !name.is_empty()).collect()
 }
 
@@ -141,7 +149,9 @@ pub(super) fn is_listed(function: pg_sys::Oid) -> bool {
     };
     let name = String::from_utf8_lossy(&name).into_owned();
     let full = format!("{}.{name}", String::from_utf8_lossy(&schema));
-    names.iter().any(|listed| *listed == name || *listed == full)
+    names
+        .iter()
+        .any(|listed| *listed == name || *listed == full)
 }
 
 unsafe fn calls_listed(desc: *const pg_sys::QueryDesc) -> bool {
@@ -167,7 +177,10 @@ unsafe fn plan_calls(plan: *mut pg_sys::Plan) -> bool {
         if tag(plan) == NodeTag::T_FunctionScan {
             let functions = (*plan.cast::<pg_sys::FunctionScan>()).functions;
             let functions = elements::<pg_sys::RangeTblFunction>(functions);
-            if functions.into_iter().any(|function| is_call((*function).funcexpr, none)) {
+            if functions
+                .into_iter()
+                .any(|function| is_call((*function).funcexpr, none))
+            {
                 return true;
             }
         }
@@ -202,7 +215,9 @@ unsafe fn text(desc: *mut pg_sys::QueryDesc) -> Vec<u8> {
         }
         let all = CStr::from_ptr((*desc).sourceText).to_bytes();
         let stmt = (*desc).plannedstmt;
-        let start = usize::try_from((*stmt).stmt_location).unwrap_or(0).min(all.len());
+        let start = usize::try_from((*stmt).stmt_location)
+            .unwrap_or(0)
+            .min(all.len());
         let rest = &all[start..];
         match usize::try_from((*stmt).stmt_len) {
             Ok(len) if len > 0 && len <= rest.len() => rest[..len].to_vec(),
@@ -215,11 +230,14 @@ unsafe fn text(desc: *mut pg_sys::QueryDesc) -> Vec<u8> {
 unsafe fn only_call(plan: *mut pg_sys::Plan) -> Option<*mut pg_sys::FuncExpr> {
     // SAFETY: a plan of the planner.
     unsafe {
-        if !(*plan).lefttree.is_null() || !matches!(tag(plan), NodeTag::T_Result | NodeTag::T_ProjectSet)
+        if !(*plan).lefttree.is_null()
+            || !matches!(tag(plan), NodeTag::T_Result | NodeTag::T_ProjectSet)
         {
             return None;
         }
-        let [column] = elements::<pg_sys::TargetEntry>((*plan).targetlist)[..] else { return None };
+        let [column] = elements::<pg_sys::TargetEntry>((*plan).targetlist)[..] else {
+            return None;
+        };
         let call = (*column).expr.cast::<pg_sys::FuncExpr>();
         let plain = tag(call) == NodeTag::T_FuncExpr
             && (*call).funcformat == pg_sys::CoercionForm::COERCE_EXPLICIT_CALL
@@ -234,23 +252,32 @@ unsafe fn call_text(call: *mut pg_sys::FuncExpr, desc: *mut pg_sys::QueryDesc) -
     // SAFETY: the function exists; its arguments are expressions without columns.
     unsafe {
         let function = (*call).funcid;
-        let schema = bytes(pg_sys::get_namespace_name(pg_sys::get_func_namespace(function)));
+        let schema = bytes(pg_sys::get_namespace_name(pg_sys::get_func_namespace(
+            function,
+        )));
         let name = qualified(&[schema, bytes(pg_sys::get_func_name(function))]);
         let estate = (*desc).estate;
         let context = pg_sys::CreateExprContext(estate);
         let mut arguments = Vec::new();
         for argument in elements::<pg_sys::Expr>((*call).args) {
             let of = pg_sys::exprType(argument.cast());
-            let state =
-                pg_sys::ExecInitExprWithParams(argument, (*desc).params);
+            let state = pg_sys::ExecInitExprWithParams(argument, (*desc).params);
             let mut null = false;
-            let evaluate = (*state).evalfunc.expect("an initialised expression has a function");
-            let value = crate::ffi::pg_guard_ffi_boundary(|| {
-                evaluate(state, context, &raw mut null)
-            });
+            let evaluate = (*state)
+                .evalfunc
+                .expect("an initialised expression has a function");
+            let value =
+                crate::ffi::pg_guard_ffi_boundary(|| evaluate(state, context, &raw mut null));
             arguments.push(typed(value, null, of));
         }
-        [b"SELECT ", &name[..], b"(", &arguments.join(&b", "[..]), b")"].concat()
+        [
+            b"SELECT ",
+            &name[..],
+            b"(",
+            &arguments.join(&b", "[..]),
+            b")",
+        ]
+        .concat()
     }
 }
 

@@ -3,7 +3,6 @@
 //! The catalog of each node holds the node's share (start, step and, of a cycle, one limit); what
 //! the user said stands in `mtm.sequence_definitions`, the same on all nodes. Neither is ever
 //! replicated: every node derives its share from the same statement.
-#![allow(non_snake_case, reason = "the server's own names")]
 
 mod exchange;
 mod place;

@@ -13,6 +13,7 @@ checks!("shares":
     start_behind_an_increment,
     altered_twice_in_one_transaction,
     altered_in_the_creating_transaction,
+    only_owners_move_anything,
     like_including_identity,
     setval_inside_functions,
     setval_without_a_planner,
@@ -196,6 +197,22 @@ fn altered_in_the_creating_transaction(a: &Arena) -> Result<()> {
     for id in a.ids() {
         draw(a, id, "h_new.s", 30, &mut seen)?;
     }
+    Ok(())
+}
+
+fn only_owners_move_anything(a: &Arena) -> Result<()> {
+    a.run(
+        1,
+        "CREATE SEQUENCE h_owned; SELECT nextval('h_owned'); CREATE ROLE h_nobody",
+    )?;
+    let before = a.ask(2, "SELECT last_value, is_called FROM h_owned")?;
+    let session = a.on(2)?;
+    session.run("SET ROLE h_nobody")?;
+    let error = session.refused("ALTER SEQUENCE h_owned INCREMENT 5")?;
+    ensure!(error.state == "42501", "{error}");
+    let after = a.ask(2, "SELECT last_value, is_called FROM h_owned")?;
+    ensure!(before == after, "moved from {before} to {after}");
+    a.run(3, "DROP ROLE h_nobody")?;
     Ok(())
 }
 

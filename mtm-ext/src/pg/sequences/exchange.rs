@@ -26,7 +26,7 @@ const SLACK: u32 = 100;
 /// `options` is a list of DefElem nodes as the parser makes them.
 pub(crate) unsafe fn before_alter(relid: pg_sys::Oid, options: *mut pg_sys::List) {
     let Some(share) = share() else { return };
-    if !is_permanent_sequence(relid) {
+    if !super::is_alterable(relid) {
         return;
     }
     let _superuser = Superuser::begin();

@@ -227,6 +227,17 @@ fn schema_changes_in_between(a: &Arena) -> Result<()> {
         "BEGIN; INSERT INTO i_ddl_new_c VALUES (2, 2); DELETE FROM i_ddl_new_c; DELETE FROM i_ddl_new;
          DROP TABLE i_ddl_new_c; DROP TABLE i_ddl_new; COMMIT",
     )?;
+    a.run(
+        2,
+        "CREATE TABLE i_ddl_d(id int PRIMARY KEY, n int CONSTRAINT i_ddl_dn UNIQUE DEFERRABLE, p int CONSTRAINT i_ddl_dp REFERENCES i_ddl DEFERRABLE);
+         INSERT INTO i_ddl_d VALUES (1, 1, 2), (2, 2, 2)",
+    )?;
+    a.run(
+        1,
+        "BEGIN; UPDATE i_ddl_d SET n = 3 - n, p = NULL; UPDATE i_ddl_d SET p = 2; ALTER TABLE i_ddl_d DROP CONSTRAINT i_ddl_dn;
+         ALTER TABLE i_ddl_d DROP CONSTRAINT i_ddl_dp; DELETE FROM i_ddl_c; DELETE FROM i_ddl; INSERT INTO i_ddl VALUES (2);
+         INSERT INTO i_ddl_c VALUES (4, 2, 2); COMMIT",
+    )?;
     a.expect("SELECT id, parent, later FROM i_ddl_c", "4,2,2")?;
     a.expect(
         "SELECT string_agg(n::text, ' ' ORDER BY id) FROM i_ddl_u",

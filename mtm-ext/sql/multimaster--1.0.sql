@@ -47,6 +47,11 @@ CREATE FUNCTION mtm.make_table_local(relation regclass) RETURNS void
 COMMENT ON FUNCTION mtm.make_table_local(regclass) IS
     'keeps the rows of a table on each node from now on';
 
+-- For statements from other nodes.
+CREATE FUNCTION mtm.set_missing_value(relation regclass, name text, value text) RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'set_missing_value_wrapper';
+REVOKE ALL ON FUNCTION mtm.set_missing_value(regclass, text, text) FROM PUBLIC;
+
 CREATE TABLE mtm.sequence_definitions (
     sequence oid PRIMARY KEY, node int NOT NULL, stride int NOT NULL, start bigint NOT NULL,
     increment bigint NOT NULL, min bigint NOT NULL, max bigint NOT NULL, cycle boolean NOT NULL);

@@ -193,18 +193,19 @@ impl Message {
     }
 }
 
-/// What a reader of the log needs to know of a payload: what to do with the rows after it, and
-/// whether to hand the payload on. Everything else is for who executes.
+/// What a reader of the log needs to know of a payload: what to do with the rows after it (as
+/// before if nothing is said), and whether to hand the payload on. Everything else is for who
+/// executes.
 ///
 /// # Errors
 /// When the payload is no message of our version.
-pub fn peek(bytes: &[u8]) -> Result<(Rows, bool), DecodeError> {
+pub fn peek(bytes: &[u8]) -> Result<(Option<Rows>, bool), DecodeError> {
     Ok(match Message::decode(bytes)? {
-        Message::Statement(s) => (s.rows, true),
+        Message::Statement(s) => (Some(s.rows), true),
         Message::Sequence { .. } | Message::Floor { .. } | Message::Unchecked => {
-            (Rows::Ordinary, true)
+            (None, true)
         }
-        Message::End => (Rows::Ordinary, false),
+        Message::End => (Some(Rows::Ordinary), false),
     })
 }
 
@@ -333,7 +334,7 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_never_panic(tail: Vec<u8>, kind in 0u8..6) {
+        fn arbitrary_bytes_never_panic(tail: Vec<u8>, kind in 0u8..7) {
             let _ = Message::decode(&tail);
             let bytes = [&[VERSION, kind], tail.as_slice()].concat();
             if let Ok(m) = Message::decode(&bytes) {

@@ -126,6 +126,13 @@ fn run_layer(layer: Layer, options: &Options, logs: &Path) -> Result<Option<Tall
             let mut own = Command::new(&cargo);
             own.args(["test", "--no-fail-fast", "-p", "xtask"]);
             tally.add(observe(own, logs, "unit-xtask")?);
+            // Each bench once, as a test: their numbers are for people, that they run is not.
+            let mut benches = Command::new(&cargo);
+            benches.args(["test", "-q", "-p", "mtm-benches", "--benches"]);
+            tally.add(observe(benches, logs, "unit-benches")?);
+            let mut docs = Command::new(&cargo);
+            docs.args(["doc", "-q", "--no-deps"]).env("RUSTDOCFLAGS", "-Dwarnings");
+            tally.add(observe(docs, logs, "unit-docs")?);
             Ok(Some(tally))
         }
         Layer::Loom => {

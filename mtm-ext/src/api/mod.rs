@@ -49,7 +49,6 @@ fn dmq_receive(from_node: i32, cluster_id: &str) {
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             format!("node {from_node} is not a peer of this node")
         );
-        return;
     };
     if cluster_id.parse() != Ok(header.cluster_id.load(Ordering::Relaxed)) {
         ereport!(
@@ -58,13 +57,20 @@ fn dmq_receive(from_node: i32, cluster_id: &str) {
             format!("node {from_node} belongs to another cluster")
         );
     }
-    pipe::leave_snapshot();
-    worker::accept_pipe(from);
+    pipe::outside_transaction(|| worker::accept_pipe(from));
 }
 
 /// Keeps the rows of a table on each node from now on.
 #[pg_extern]
-fn make_table_local(relation: pgrx::pg_sys::Oid) {
+fn make_table_local(relation: pg_sys::Oid) {
     require_preload();
     ddl::make_local(relation);
+}
+
+/// What old rows have in a new column. For statements from other nodes.
+#[pg_extern]
+fn set_missing_value(relation: pg_sys::Oid, name: &str, value: &str) {
+    require_preload();
+    require_superuser("set the values of a new column");
+    ddl::set_missing_value(relation, name, value);
 }

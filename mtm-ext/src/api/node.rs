@@ -1,9 +1,9 @@
 //! The steps of `mtm.init_cluster` on each node.
 
 use super::{require_preload, require_superuser};
-use crate::config;
 use crate::pg::{ddl, proc, sequences, shmem};
 use crate::report;
+use crate::{cluster, config};
 use core::sync::atomic::Ordering;
 use mtm_core::NodeId;
 use mtm_core::sequence::Share;
@@ -43,7 +43,12 @@ fn prepare_node(cluster_id: &str, node_id: i32, conninfos: Vec<String>) -> Vec<S
     sequences::adjust_all(Some(share));
     let without_key = ddl::identify_all_rows();
     let database = crate::pg::xact::my_database();
-    let config = config::Config { cluster_id, me, database, nodes };
+    let config = config::Config {
+        cluster_id,
+        me,
+        database,
+        nodes,
+    };
     check_io(config.save_pending());
     without_key
 }
@@ -73,6 +78,14 @@ fn activate_node() {
 fn unconfigure_node() {
     require_preload();
     require_superuser("take a node out of a multimaster cluster");
+    if cluster::status() == cluster::Status::Online {
+        report::error(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "this node works in a complete cluster",
+            "",
+            "Use mtm.drop_node() on another node to take it out.",
+        );
+    }
     check_io(config::remove());
     sequences::restore_all();
     wake_monitor();

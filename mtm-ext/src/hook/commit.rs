@@ -329,7 +329,6 @@ fn raise(gid: Gid, cause: Option<Cause>) -> ! {
         "could not commit: the transaction was aborted",
         format!("Transaction {gid} was rolled back on every node.")
     );
-    unreachable!("an ERROR does not return")
 }
 
 fn first(nodes: NodeSet) -> String {
@@ -343,7 +342,6 @@ fn raise_conflict(gid: Gid, winner: Gid) -> ! {
         "could not serialize access due to a concurrent transaction on another node",
         format!("Transaction {gid} lost against transaction {winner} of node {}.", winner.origin)
     );
-    unreachable!("an ERROR does not return")
 }
 
 fn raise_refusal(gid: Gid, refusal: &RefusalCopy) -> ! {

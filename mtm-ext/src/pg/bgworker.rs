@@ -263,5 +263,4 @@ pub fn raise(sqlstate: &str, message: &str, detail: &str) -> ! {
     let code = pgrx::PgSqlErrorCode::from(code as isize);
     let (message, detail) = (message.to_owned(), detail.to_owned());
     pgrx::ereport!(ERROR, code, message, detail);
-    unreachable!("an ERROR does not return")
 }

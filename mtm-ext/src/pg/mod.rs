@@ -3,6 +3,7 @@
 //! Every `SAFETY:` names the promise of PostgreSQL that is relied on. No other module may use
 //! `unsafe`, and nothing here decides anything about the protocol.
 #![allow(unsafe_code)]
+#![allow(non_snake_case, reason = "functions of PostgreSQL keep their names")]
 
 pub mod bgworker;
 pub mod compat;

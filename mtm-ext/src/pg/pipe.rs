@@ -6,17 +6,22 @@ use pgrx::pg_sys;
 /// Longest message taken from a peer, in bytes.
 const MAX_MESSAGE: i32 = 64 * 1024;
 
-/// Leaves the transaction that CALL runs in for one without a snapshot, so that a pipe that lives
-/// for months does not hold back vacuum.
-pub fn leave_snapshot() {
+/// Runs `body` outside the transaction that CALL runs in: a pipe that lives for months holds
+/// nothing back, and can end prepared transactions and report statistics like a worker.
+pub fn outside_transaction(body: impl FnOnce()) {
     // SAFETY: called from a procedure that CALL runs outside a transaction block; SPI_commit
-    // raises an ERROR otherwise.
+    // raises an ERROR otherwise. It leaves a transaction without snapshot and locks in which the
+    // portal of the CALL goes on; that one is ended, and a new one is there when the procedure
+    // returns. An ERROR in between finds no transaction, which the main loop's cleanup allows.
     unsafe {
         if pg_sys::SPI_connect_ext(pg_sys::SPI_OPT_NONATOMIC as i32) < 0 {
             pgrx::error!("SPI_connect_ext failed");
         }
         pg_sys::SPI_commit();
         pg_sys::SPI_finish();
+        pg_sys::CommitTransactionCommand();
+        body();
+        pg_sys::StartTransactionCommand();
     }
 }
 

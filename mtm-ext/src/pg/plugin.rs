@@ -263,7 +263,7 @@ unsafe extern "C-unwind" fn message(
             if plugin.current.as_ref().is_some_and(|current| !current.failed) {
                 match ddl::peek(content) {
                     Ok((rows, travels)) => {
-                        plugin.rows = rows;
+                        plugin.rows = rows.unwrap_or(plugin.rows);
                         if travels {
                             RowWriter::new(&mut plugin.buffer).ddl(content);
                         }

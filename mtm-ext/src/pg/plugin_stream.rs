@@ -90,6 +90,12 @@ fn speak_of(plugin: &mut Plugin, subxid: u32) {
     }
 }
 
+/// Undoes [`speak_of`] when nothing followed.
+fn take_back(plugin: &mut Plugin, (length, speaks_of): (usize, u32)) {
+    plugin.buffer.truncate(length);
+    plugin.streams.speaks_of = speaks_of;
+}
+
 /// Sends what is buffered, if anything.
 ///
 /// # Safety
@@ -148,11 +154,17 @@ unsafe extern "C-unwind" fn stream_change(
             return;
         }
         let subxid = (*(*change).txn).xid.into_inner();
+        let before = (plugin.buffer.len(), plugin.streams.speaks_of);
         speak_of(plugin, subxid);
         match encode_row(plugin, rows, relation, change) {
             Ok(Encoded::Appended) if plugin.buffer.len() >= PIECE_BYTES => send(ctx),
-            Ok(_) => {}
-            Err(error) => plugin.streams.current().fail(subxid, error.to_string()),
+            Ok(Encoded::Appended) => {}
+            // A table of this node alone is nothing to speak of.
+            Ok(Encoded::Skipped) => take_back(plugin, before),
+            Err(error) => {
+                take_back(plugin, before);
+                plugin.streams.current().fail(subxid, error.to_string());
+            }
         }
     }
 }
@@ -172,9 +184,13 @@ unsafe extern "C-unwind" fn stream_truncate(
         if early.failure().is_some() || early.rows() == Rows::None {
             return;
         }
+        let before = (plugin.buffer.len(), plugin.streams.speaks_of);
         speak_of(plugin, (*(*change).txn).xid.into_inner());
         let relations = core::slice::from_raw_parts(relations, n as usize);
-        plugin.encoder.encode_truncate(relations, change, &mut plugin.buffer);
+        let encoded = plugin.encoder.encode_truncate(relations, change, &mut plugin.buffer);
+        if encoded == Encoded::Skipped {
+            take_back(plugin, before);
+        }
     }
 }
 
@@ -198,7 +214,9 @@ unsafe extern "C-unwind" fn stream_message(
         let subxid = speaker(txn);
         match ddl::peek(content) {
             Ok((rows, travels)) => {
-                plugin.streams.current().say(subxid, rows);
+                if let Some(rows) = rows {
+                    plugin.streams.current().say(subxid, rows);
+                }
                 if travels {
                     speak_of(plugin, subxid);
                     RowWriter::new(&mut plugin.buffer).ddl(content);

@@ -17,6 +17,16 @@ pub fn begin() {
     }
 }
 
+/// Counts the transaction's rows in this process' statistics, as committed, instead of leaving that
+/// to whoever ends the prepared transaction: this may be a process that never is outside of a
+/// transaction, and so never reports what it counts; autovacuum would not hear of the rows. The
+/// caller prepares next. Not after schema changes, which PostgreSQL has more to do about.
+pub fn count_rows() {
+    // SAFETY: it moves counts of this process, and what PREPARE would save of them is gone then.
+    // "Parallel" leaves out the count of transactions, which is made at COMMIT PREPARED.
+    unsafe { pg_sys::AtEOXact_PgStat(true, true) }
+}
+
 /// Ends the transaction that [`begin`] began with a durable PREPARE.
 pub fn prepare(gid: &str) {
     let gid = CString::new(gid).expect("a gid has no zero byte");
@@ -44,19 +54,6 @@ pub fn finish(gid: &str, commit: bool) {
         pg_sys::XactLastRecEnd = 0;
         pg_sys::CommitTransactionCommand();
     }
-}
-
-/// COMMIT PREPARED within the transaction that is open, which has written nothing.
-pub fn commit_here(gid: &str) {
-    let gid = CString::new(gid).expect("a gid has no zero byte");
-    walwake::suppress();
-    // SAFETY: as in `finish`: FinishPreparedTransaction works on the prepared transaction alone and
-    // needs an open one only for its memory and locks. The record is durable when it returns.
-    unsafe {
-        sys::FinishPreparedTransaction(gid.as_ptr(), true);
-        pg_sys::XactLastRecEnd = 0;
-    }
-    walwake::restore();
 }
 
 /// Rolls back whatever is open.

@@ -178,6 +178,7 @@ impl InPlace {
         if end.since(start) > SLOW_US {
             self.not_before = end.plus_us(PAUSE_US);
         }
+        bgworker::report_statistics();
         bgworker::report_idle();
         done
     }
@@ -242,6 +243,11 @@ fn apply(
     twophase::begin();
     xact::mark_rows_of(origin);
     applier.begin();
+    let mut schema_changed = false;
+    let mut ddl = |payload: &[u8]| {
+        schema_changed = true;
+        ddl(payload);
+    };
     let read = match rows {
         Rows::Memory(bytes) => {
             applier.apply(bytes, &mut ddl);
@@ -273,6 +279,9 @@ fn apply(
     });
     if may {
         xact::mark_origin(mtm_core::Lsn(0));
+        if !schema_changed {
+            twophase::count_rows();
+        }
         twophase::prepare(&gid.to_string());
     }
     may

@@ -4,7 +4,7 @@ use crate::hook::commit::log_abort_accepted;
 use crate::pg::shmem::{self, Part, RefusalCopy, Text};
 use crate::pg::xact::{self, XidStatus};
 use crate::dmq;
-use crate::pg::{pipe, proc, twophase, walwake};
+use crate::pg::{bgworker, pipe, proc, walwake};
 use super::resolver;
 use super::wire::{Incoming, Outgoing};
 use core::cell::RefCell;
@@ -105,12 +105,13 @@ fn carry_out() {
         if !quiet && worker != proc::NO_PROC {
             proc::wake(worker);
         } else if claim(&gid, worker) {
-            resolver::finish_with(&gid, || twophase::commit_here(&gid.to_string()));
+            resolver::finish(&gid, true);
             send_replies();
             proc::wake(worker);
         }
     }
     walwake::catch_up();
+    bgworker::report_statistics();
 }
 
 /// Wakes who finishes what this worker has: the resolver if nobody has it.

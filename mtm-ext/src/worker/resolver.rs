@@ -72,28 +72,33 @@ fn collect_prepared() {
 
 /// Finishes decided transactions that no worker has.
 fn finish_orphans() {
-    let decided: Vec<(Gid, bool)> = shmem::participants(|table| {
-        let pick = |(gid, part): (&Gid, &Part)| match part.participant.state() {
-            _ if part.worker != proc::NO_PROC => None,
-            ParticipantState::Committing => Some((*gid, true)),
-            ParticipantState::RollingBack => Some((*gid, false)),
-            _ => None,
-        };
-        table.iter().filter_map(pick).collect()
+    let decided: Vec<Gid> = shmem::participants(|table| {
+        let ours = |(_, part): &(&Gid, &Part)| orphans_decision(part).is_some();
+        table.iter().filter(ours).map(|(gid, _)| *gid).collect()
     });
     let me = proc::my_procno();
-    for (gid, commit) in decided {
-        let taken = shmem::participants(|table| match table.get_mut(&gid) {
-            Some(part) if part.worker == proc::NO_PROC && !part.taken => {
-                part.worker = me;
-                part.taken = true;
-                true
-            }
-            _ => false,
+    for gid in decided {
+        // Somebody else may have taken it, and even finished it, meanwhile.
+        let commit = shmem::participants(|table| {
+            let part = table.get_mut(&gid)?;
+            let commit = orphans_decision(part)?;
+            part.worker = me;
+            part.taken = true;
+            Some(commit)
         });
-        if taken {
+        if let Some(commit) = commit {
             finish(&gid, commit);
         }
+    }
+}
+
+/// Whether to commit what is decided and nobody carries out; `None` for all else.
+fn orphans_decision(part: &Part) -> Option<bool> {
+    match part.participant.state() {
+        _ if part.worker != proc::NO_PROC || part.taken => None,
+        ParticipantState::Committing => Some(true),
+        ParticipantState::RollingBack => Some(false),
+        _ => None,
     }
 }
 
@@ -114,13 +119,8 @@ fn release() {
 
 /// COMMIT PREPARED or ROLLBACK PREPARED, and what follows from it.
 pub fn finish(gid: &Gid, commit: bool) {
-    finish_with(gid, || twophase::finish(&gid.to_string(), commit));
-}
-
-/// Runs `end`, which ends the prepared transaction, and what follows from it.
-pub fn finish_with(gid: &Gid, end: impl FnOnce()) {
     xact::mark_origin(Lsn(0));
-    end();
+    twophase::finish(&gid.to_string(), commit);
     xact::unmark_commit_record();
     let step = shmem::participants(|table| {
         table.get_mut(gid).map(|part| {

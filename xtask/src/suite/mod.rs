@@ -10,10 +10,13 @@ pub mod compare;
 mod conflicts;
 mod ddl;
 mod features;
+mod foreign;
+mod identities;
 mod integrity;
 mod large;
 mod large_stream;
 mod local;
+mod objects;
 mod peers;
 mod rows;
 mod schema;
@@ -67,6 +70,8 @@ const GROUPS: &[&[Check]] = &[
     twophase::CHECKS,
     rows::CHECKS,
     tables::CHECKS,
+    identities::CHECKS,
+    foreign::CHECKS,
     integrity::CHECKS,
     schema::CHECKS,
     ddl::CHECKS,
@@ -76,6 +81,7 @@ const GROUPS: &[&[Check]] = &[
     large::CHECKS,
     large_stream::CHECKS,
     local::CHECKS,
+    objects::CHECKS,
     peers::CHECKS,
     settings::CHECKS,
 ];

@@ -122,7 +122,7 @@ fn peer_killed(a: &Arena) -> Result<()> {
 /// What writers were told is true afterwards: acknowledged rows are there, refused ones are not.
 struct Witness {
     acknowledged: Vec<i32>,
-    refused: Vec<i32>,
+    refused: Vec<(i32, String)>,
 }
 
 impl Witness {
@@ -141,7 +141,7 @@ impl Witness {
                 if error.state.is_empty()
                     || error.state.starts_with("08")
                     || error.state.starts_with("57P") => {}
-            Err(_) => self.refused.push(id),
+            Err(error) => self.refused.push((id, error.to_string())),
         }
     }
 
@@ -157,13 +157,25 @@ impl Witness {
             list(&self.acknowledged)
         );
         a.expect(&there, &self.acknowledged.len().to_string())?;
-        a.expect(
-            &format!(
-                "SELECT count(*) FROM {table} WHERE id = ANY ('{{{}}}')",
-                list(&self.refused)
-            ),
-            "0",
-        )
+        let refused: Vec<i32> = self.refused.iter().map(|(id, _)| *id).collect();
+        let present = format!(
+            "SELECT coalesce(string_agg(id::text, ','), '') FROM {table} \
+             WHERE id = ANY ('{{{}}}')",
+            list(&refused)
+        );
+        let present = a.ask(1, &present)?;
+        let told = self
+            .refused
+            .iter()
+            .filter(|(id, _)| present.split(',').any(|p| p == id.to_string()))
+            .map(|(id, why)| format!("{id}: {why}"))
+            .collect::<Vec<_>>();
+        ensure!(
+            told.is_empty(),
+            "refused and there nevertheless: {}",
+            told.join("; ")
+        );
+        Ok(())
     }
 }
 

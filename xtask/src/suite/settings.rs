@@ -67,7 +67,9 @@ impl Trio {
     }
 
     fn on(&self, id: usize) -> Result<Session> {
-        Ok(self.servers[id - 1].connect()?.patience(Duration::from_secs(60)))
+        Ok(self.servers[id - 1]
+            .connect()?
+            .patience(Duration::from_secs(60)))
     }
 
     fn mend(&self, id: usize, settings: Settings<'_>) -> Result<()> {
@@ -83,8 +85,11 @@ impl Trio {
 
     fn init(&self, peers: &[String]) -> Result<(), SqlError> {
         let session = self.servers[0].connect()?.patience(Duration::from_secs(60));
-        session.run("SET client_min_messages = warning; CREATE EXTENSION IF NOT EXISTS multimaster")?;
-        session.run(&call(&self.servers[0].conninfo(), peers)).map(drop)
+        session
+            .run("SET client_min_messages = warning; CREATE EXTENSION IF NOT EXISTS multimaster")?;
+        session
+            .run(&call(&self.servers[0].conninfo(), peers))
+            .map(drop)
     }
 
     fn refused(&self, peers: &[String]) -> Result<SqlError> {
@@ -103,9 +108,18 @@ impl Trio {
                         (SELECT count(*) FROM pg_ls_dir('.') f WHERE f LIKE 'multimaster%') || ' files, ' ||
                         (SELECT count(*) FROM pg_prepared_xacts) || ' prepared'",
             )?;
-            ensure!(left == "0 slots, 0 files, 0 prepared", "server {}: {left}", server.id);
-            let extension = session.one("SELECT count(*) FROM pg_extension WHERE extname = 'multimaster'")?;
-            ensure!(server.id == 1 || extension == "0", "server {} kept the extension", server.id);
+            ensure!(
+                left == "0 slots, 0 files, 0 prepared",
+                "server {}: {left}",
+                server.id
+            );
+            let extension =
+                session.one("SELECT count(*) FROM pg_extension WHERE extname = 'multimaster'")?;
+            ensure!(
+                server.id == 1 || extension == "0",
+                "server {} kept the extension",
+                server.id
+            );
         }
         Ok(())
     }
@@ -119,7 +133,8 @@ impl Trio {
                 Ok((status == "online").then_some(()))
             })?;
         }
-        self.on(2)?.run("CREATE TABLE proof(id serial PRIMARY KEY, v int)")?;
+        self.on(2)?
+            .run("CREATE TABLE proof(id serial PRIMARY KEY, v int)")?;
         for server in &self.servers {
             server.connect()?.run("INSERT INTO proof(v) VALUES (1)")?;
         }
@@ -130,18 +145,28 @@ impl Trio {
 }
 
 fn owned(settings: Settings<'_>) -> Vec<(String, String)> {
-    settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    settings
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect()
 }
 
 fn call(own: &str, peers: &[String]) -> String {
     let peers: Vec<_> = peers.iter().map(|peer| format!("'{peer}'")).collect();
-    format!("SELECT mtm.init_cluster('{own}', ARRAY[{}]::text[])", peers.join(", "))
+    format!(
+        "SELECT mtm.init_cluster('{own}', ARRAY[{}]::text[])",
+        peers.join(", ")
+    )
 }
 
 /// All of these are in the error's detail.
 fn says(error: &SqlError, parts: &[&str]) -> Result<()> {
     for part in parts {
-        ensure!(error.detail.contains(part), "no word of {part:?} in {error}\n{}", error.detail);
+        ensure!(
+            error.detail.contains(part),
+            "no word of {part:?} in {error}\n{}",
+            error.detail
+        );
     }
     Ok(())
 }
@@ -164,9 +189,16 @@ fn extension_wants_to_be_preloaded(a: &Arena) -> Result<()> {
     trio.on(1)?.run("CREATE EXTENSION multimaster")?;
     // The library is gone again, the extension is not: no crash, the same hint.
     trio.mend(1, &[("shared_preload_libraries", "")])?;
-    for query in ["SELECT * FROM mtm.status()", "SELECT * FROM mtm.nodes()", "SELECT mtm.alter_sequences()"] {
+    for query in [
+        "SELECT * FROM mtm.status()",
+        "SELECT * FROM mtm.nodes()",
+        "SELECT mtm.alter_sequences()",
+    ] {
         let error = trio.on(1)?.refused(query)?;
-        ensure!(error.hint.contains("shared_preload_libraries"), "{query}: {error}");
+        ensure!(
+            error.hint.contains("shared_preload_libraries"),
+            "{query}: {error}"
+        );
     }
     trio.on(1)?.run("DROP EXTENSION multimaster")?;
     Ok(())
@@ -184,24 +216,37 @@ fn every_wrong_setting_at_once(a: &Arena) -> Result<()> {
         ("max_replication_slots", "1"),
         ("output_plugin_libraries", "pgoutput"),
     ];
-    let unloaded: Settings<'_> =
-        &[("shared_preload_libraries", "auto_explain"), ("wal_level", "minimal"), ("max_wal_senders", "0")];
+    let unloaded: Settings<'_> = &[
+        ("shared_preload_libraries", "auto_explain"),
+        ("wal_level", "minimal"),
+        ("max_wal_senders", "0"),
+    ];
     let trio = Trio::start(a, [&[("max_worker_processes", "206")], wrong, unloaded])?;
     let error = trio.refused(&trio.peers())?;
-    ensure!(error.state == "55000" && error.message.contains("nothing was changed"), "{error}");
-    says(&error, &[
-        "node 1: max_worker_processes is 206, must be at least 207",
-        "node 2: wal_level is \"replica\", must be \"logical\"",
-        "node 2: max_prepared_transactions is 7, must be at least 200",
-        "node 2: max_worker_processes is 8, must be at least 207",
-        "node 2: max_wal_senders is 2, must be at least 3",
-        "node 2: max_replication_slots is 1, must be at least 3",
-        "node 2: output_plugin_libraries is \"pgoutput\", must list multimaster: \"pgoutput, multimaster\"",
-        "node 3: shared_preload_libraries is \"auto_explain\", must list multimaster first: \"multimaster, auto_explain\"",
-        "node 3: wal_level is \"minimal\"",
-        "node 3: max_wal_senders is 0",
-    ])?;
-    ensure!(error.hint.contains("restart") && error.hint.contains("again"), "{}", error.hint);
+    ensure!(
+        error.state == "55000" && error.message.contains("nothing was changed"),
+        "{error}"
+    );
+    says(
+        &error,
+        &[
+            "node 1: max_worker_processes is 206, must be at least 207",
+            "node 2: wal_level is \"replica\", must be \"logical\"",
+            "node 2: max_prepared_transactions is 7, must be at least 200",
+            "node 2: max_worker_processes is 8, must be at least 207",
+            "node 2: max_wal_senders is 2, must be at least 3",
+            "node 2: max_replication_slots is 1, must be at least 3",
+            "node 2: output_plugin_libraries is \"pgoutput\", must list multimaster: \"pgoutput, multimaster\"",
+            "node 3: shared_preload_libraries is \"auto_explain\", must list multimaster first: \"multimaster, auto_explain\"",
+            "node 3: wal_level is \"minimal\"",
+            "node 3: max_wal_senders is 0",
+        ],
+    )?;
+    ensure!(
+        error.hint.contains("restart") && error.hint.contains("again"),
+        "{}",
+        error.hint
+    );
     trio.nothing_left()?;
     trio.mend(1, &[("max_worker_processes", "207")])?;
     let right: Settings<'_> = &[
@@ -213,17 +258,22 @@ fn every_wrong_setting_at_once(a: &Arena) -> Result<()> {
         ("output_plugin_libraries", "pgoutput, multimaster"),
     ];
     trio.mend(2, right)?;
-    trio.mend(3, &[
-        ("shared_preload_libraries", "multimaster, auto_explain"),
-        ("wal_level", "logical"),
-        ("max_wal_senders", "3"),
-    ])?;
+    trio.mend(
+        3,
+        &[
+            ("shared_preload_libraries", "multimaster, auto_explain"),
+            ("wal_level", "logical"),
+            ("max_wal_senders", "3"),
+        ],
+    )?;
     trio.works()
 }
 
 fn replace_hba(server: &Server, text: &str) -> Result<()> {
     std::fs::write(server.data.join("pg_hba.conf"), text)?;
-    server.connect_as(DATABASE, "mtm_admin")?.run("SELECT pg_reload_conf()")?;
+    server
+        .connect_as(DATABASE, "mtm_admin")?
+        .run("SELECT pg_reload_conf()")?;
     Ok(())
 }
 
@@ -241,22 +291,36 @@ fn peers_that_cannot_be_nodes(a: &Arena) -> Result<()> {
     let plain = two.replace("user=mtm", "user=plain");
     let nowhere = two.replace("dbname=mtm", "dbname=nowhere");
     let twice = three.replace("dbname=mtm", "dbname=postgres");
-    let all = [nobody, member, plain, nowhere, three.clone(), twice, own.clone()];
+    let all = [
+        nobody,
+        member,
+        plain,
+        nowhere,
+        three.clone(),
+        twice,
+        own.clone(),
+    ];
     let error = trio.refused(&all)?;
-    says(&error, &[
-        "node 2: connection to server at \"127.0.0.1\", port 1 failed",
-        "node 3: it belongs to a cluster already",
-        "node 4: user \"plain\" must be a superuser",
-        "database \"nowhere\" does not exist",
-        "node 6 and node 7 are the same server",
-        "node 1 and node 8 are the same server",
-    ])?;
+    says(
+        &error,
+        &[
+            "node 2: connection to server at \"127.0.0.1\", port 1 failed",
+            "node 3: it belongs to a cluster already",
+            "node 4: user \"plain\" must be a superuser",
+            "database \"nowhere\" does not exist",
+            "node 6 and node 7 are the same server",
+            "node 1 and node 8 are the same server",
+        ],
+    )?;
     ensure!(error.hint.contains("mtm.drop_node()"), "{}", error.hint);
     trio.nothing_left()?;
     // How many.
     let session = trio.on(1)?;
     let error = session.refused(&call(&own, &[]))?;
-    ensure!(error.message.contains("2 to 16 nodes, not 1") && error.state == "22023", "{error}");
+    ensure!(
+        error.message.contains("2 to 16 nodes, not 1") && error.state == "22023",
+        "{error}"
+    );
     let many: Vec<_> = (0..16).map(|_| two.clone()).collect();
     let error = session.refused(&call(&own, &many))?;
     ensure!(error.message.contains("2 to 16 nodes, not 17"), "{error}");
@@ -275,15 +339,29 @@ fn peers_that_cannot_be_nodes(a: &Arena) -> Result<()> {
 
 fn wrong_password(trio: &Trio) -> Result<()> {
     let server = &trio.servers[1];
-    trio.on(2)?.run("CREATE ROLE secret SUPERUSER LOGIN PASSWORD 'right'")?;
-    replace_hba(server, "host all secret 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n")?;
+    trio.on(2)?
+        .run("CREATE ROLE secret SUPERUSER LOGIN PASSWORD 'right'")?;
+    replace_hba(
+        server,
+        "host all secret 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n",
+    )?;
     let with = |password: &str| {
         let conninfo = server.conninfo().replace("user=mtm", "user=secret") + password;
         [conninfo, trio.servers[2].conninfo()]
     };
     let error = trio.refused(&with(" password=wrong"))?;
-    says(&error, &["node 2:", "password authentication failed for user \"secret\""])?;
-    ensure!(error.hint.contains("pg_hba.conf") && error.hint.contains("password"), "{}", error.hint);
+    says(
+        &error,
+        &[
+            "node 2:",
+            "password authentication failed for user \"secret\"",
+        ],
+    )?;
+    ensure!(
+        error.hint.contains("pg_hba.conf") && error.hint.contains("password"),
+        "{}",
+        error.hint
+    );
     let error = trio.refused(&with(""))?;
     says(&error, &["node 2:", "no password supplied"])?;
     trio.nothing_left()
@@ -293,13 +371,19 @@ fn wrong_password(trio: &Trio) -> Result<()> {
 fn no_way_between_peers(trio: &Trio) -> Result<()> {
     let server = &trio.servers[2];
     // Only node 1 has the password for node 3: a relative name is one in the data directory.
-    trio.on(3)?.run("CREATE ROLE secret SUPERUSER LOGIN PASSWORD 'right'")?;
-    replace_hba(server, "host all secret 127.0.0.1/32 scram-sha-256\nhost replication secret 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n")?;
+    trio.on(3)?
+        .run("CREATE ROLE secret SUPERUSER LOGIN PASSWORD 'right'")?;
+    replace_hba(
+        server,
+        "host all secret 127.0.0.1/32 scram-sha-256\nhost replication secret 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n",
+    )?;
     let passwords = trio.servers[0].data.join("passwords");
     std::fs::write(&passwords, "*:*:*:secret:right\n")?;
     std::fs::set_permissions(&passwords, std::fs::Permissions::from_mode(0o600))?;
     give_to_server(&passwords)?;
-    let third = server.conninfo().replace("user=mtm", "user=secret passfile=passwords");
+    let third = server
+        .conninfo()
+        .replace("user=mtm", "user=secret passfile=passwords");
     let error = trio.refused(&[trio.servers[1].conninfo(), third])?;
     says(&error, &["from node 2 to node 3:", "no password supplied"])?;
     trio.nothing_left()
@@ -315,13 +399,17 @@ fn undone_when_it_fails_late(a: &Arena) -> Result<()> {
         trio.on(id)?.run("CREATE TABLE old(id serial, v int); INSERT INTO old(v) VALUES (1), (2); CREATE SEQUENCE fine START 7")?;
     }
     // No step of three nodes fits into this one.
-    trio.on(3)?.run("CREATE SEQUENCE wide INCREMENT 6000000000000000000")?;
+    trio.on(3)?
+        .run("CREATE SEQUENCE wide INCREMENT 6000000000000000000")?;
     let sequences = "SELECT string_agg(format('%s %s %s %s', sequencename, start_value, increment_by, last_value), ',' ORDER BY 1) FROM pg_sequences";
     let before = trio.on(2)?.one(sequences)?;
     let error = trio.refused(&trio.peers())?;
     says(&error, &["node 3: sequence \"wide\" cannot be shared"])?;
     trio.nothing_left()?;
-    ensure!(trio.on(2)?.one(sequences)? == before, "sequences of server 2 were changed");
+    ensure!(
+        trio.on(2)?.one(sequences)? == before,
+        "sequences of server 2 were changed"
+    );
     trio.on(3)?.run("DROP SEQUENCE wide")?;
     // Cancelled while a slot waits for a transaction of somebody else.
     let busy = trio.on(2)?;
@@ -334,14 +422,27 @@ fn undone_when_it_fails_late(a: &Arena) -> Result<()> {
     trio.nothing_left()?;
     trio.works()?;
     // Tables that were there before have an identity of rows now.
-    trio.on(1)?.run("UPDATE old SET v = v + 10; DELETE FROM old WHERE v = 12; INSERT INTO old(v) VALUES (5)")?;
+    trio.on(1)?.run(
+        "UPDATE old SET v = v + 10; DELETE FROM old WHERE v = 12; INSERT INTO old(v) VALUES (5)",
+    )?;
     for id in [1, 2, 3] {
-        let rows = trio.on(id)?.one("SELECT string_agg(v::text, ',' ORDER BY v) FROM old")?;
+        let rows = trio
+            .on(id)?
+            .one("SELECT string_agg(v::text, ',' ORDER BY v) FROM old")?;
         ensure!(rows == "5,11", "server {id} has {rows}");
     }
+    let error = trio.on(2)?.refused("SELECT mtm.unconfigure_node()")?;
+    ensure!(error.hint.contains("mtm.drop_node()"), "{error}");
     // It is a cluster now, so a third attempt is refused.
     let error = trio.refused(&trio.peers())?;
-    says(&error, &["node 1: it belongs to a cluster", "node 2: it belongs to a cluster", "node 3: it belongs"])
+    says(
+        &error,
+        &[
+            "node 1: it belongs to a cluster",
+            "node 2: it belongs to a cluster",
+            "node 3: it belongs",
+        ],
+    )
 }
 
 fn shortfalls_at_start_are_logged(a: &Arena) -> Result<()> {
@@ -353,6 +454,8 @@ fn shortfalls_at_start_are_logged(a: &Arena) -> Result<()> {
     trio.mend(2, &[("max_worker_processes", "20")])?;
     until("the log names the setting", Duration::from_secs(20), || {
         let log = trio.servers[1].log_tail(100);
-        Ok(log.contains("max_worker_processes is 20, must be at least 207").then_some(()))
+        Ok(log
+            .contains("max_worker_processes is 20, must be at least 207")
+            .then_some(()))
     })
 }

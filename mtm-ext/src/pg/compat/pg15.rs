@@ -225,6 +225,15 @@ pub unsafe fn foreign_key(constraint: pg_sys::Oid) -> Option<ForeignKeyRow> {
     }
 }
 
+/// Whether the current user owns a relation, or may do what its owner may.
+///
+/// # Safety
+/// Inside a transaction; the relation exists.
+pub unsafe fn owns_relation(relation: pg_sys::Oid) -> bool {
+    // SAFETY: catalog look-ups.
+    unsafe { pg_sys::pg_class_ownercheck(relation, pg_sys::GetUserId()) }
+}
+
 /// The file that holds a relation's main fork, as it stands in log records.
 ///
 /// # Safety

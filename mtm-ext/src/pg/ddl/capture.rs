@@ -3,10 +3,11 @@
 use super::parse::{bytes, c_text, elements, own_text, parse_one, tag};
 use super::temporary::{Temporary, temporary};
 use super::{context, emit, mark_replicable, role, table_as};
+use crate::report;
 use crate::hook::ddl::{Scope, scope};
 use mtm_logrep::ddl::{Flags, Message, Rows, Statement};
 use pgrx::pg_sys::{self, AlterTableType, NodeTag};
-use pgrx::{PgSqlErrorCode, ereport};
+use pgrx::PgSqlErrorCode;
 use std::ffi::{CStr, c_char};
 
 /// What must still be said after a captured statement has run.
@@ -153,6 +154,16 @@ unsafe fn local_by_content(stmt: *mut pg_sys::Node) -> bool {
                 (*stmt.cast::<pg_sys::RenameStmt>()).renameType
                     == pg_sys::ObjectType::OBJECT_DATABASE
             }
+            NodeTag::T_CommentStmt => {
+                is_large_object((*stmt.cast::<pg_sys::CommentStmt>()).objtype)
+            }
+            NodeTag::T_SecLabelStmt => {
+                is_large_object((*stmt.cast::<pg_sys::SecLabelStmt>()).objtype)
+            }
+            NodeTag::T_GrantStmt => is_large_object((*stmt.cast::<pg_sys::GrantStmt>()).objtype),
+            NodeTag::T_AlterOwnerStmt => {
+                is_large_object((*stmt.cast::<pg_sys::AlterOwnerStmt>()).objectType)
+            }
             NodeTag::T_CreateExtensionStmt => {
                 is_ours((*stmt.cast::<pg_sys::CreateExtensionStmt>()).extname)
             }
@@ -171,6 +182,11 @@ unsafe fn local_by_content(stmt: *mut pg_sys::Node) -> bool {
             _ => false,
         }
     }
+}
+
+/// Large objects are on one node only.
+const fn is_large_object(kind: pg_sys::ObjectType::Type) -> bool {
+    kind == pg_sys::ObjectType::OBJECT_LARGEOBJECT
 }
 
 unsafe fn is_ours(extension: *const c_char) -> bool {
@@ -213,6 +229,7 @@ unsafe fn shipment(stmt: *mut pg_sys::Node, text: Vec<u8>) -> Option<Shipment> {
         Temporary::Everything => return None,
         Temporary::Without(text) => text,
         Temporary::Inseparable => refuse_mixture(),
+        Temporary::Copied => refuse_copy(),
     };
     // SAFETY: each arm reads the node as what its tag says.
     let (rows, flags) = unsafe {
@@ -315,12 +332,12 @@ unsafe fn drop_flags(stmt: *mut pg_sys::DropStmt) -> Flags {
 }
 
 fn refuse_detach() -> ! {
-    ereport!(
-        ERROR,
+    report::error(
         PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
         "cannot replicate DETACH PARTITION CONCURRENTLY",
-        "Use DETACH PARTITION without CONCURRENTLY."
-    );
+        "",
+        "Use DETACH PARTITION without CONCURRENTLY.",
+    )
 }
 
 /// The text must be what runs: another extension may have built the statement without one.
@@ -331,20 +348,29 @@ unsafe fn check_text(stmt: *const pg_sys::Node, text: &[u8]) {
     // SAFETY: the parser's result is valid.
     let same = parsed.is_some_and(|raw| unsafe { tag((*raw).stmt) == tag(stmt) });
     if !same {
-        ereport!(
-            ERROR,
+        report::error(
             PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
             "cannot replicate a statement whose text is not known",
-            "An extension executes it without its text. Execute it on every node with application_name = mtm_admin."
+            "An extension executes it without its text.",
+            "Execute it on every node with application_name = mtm_admin.",
         );
     }
 }
 
 fn refuse_mixture() -> ! {
-    ereport!(
-        ERROR,
+    report::error(
         PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
         "cannot replicate one statement about temporary and permanent objects",
-        "Use one statement for the temporary and one for the permanent objects."
-    );
+        "",
+        "Use one statement for the temporary and one for the permanent objects.",
+    )
+}
+
+fn refuse_copy() -> ! {
+    report::error(
+        PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+        "cannot replicate a permanent table that is defined like a temporary one",
+        "Other nodes do not have the temporary table.",
+        "Use CREATE TABLE ... AS SELECT * FROM the temporary table WITH NO DATA.",
+    )
 }

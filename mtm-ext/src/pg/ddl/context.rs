@@ -27,6 +27,11 @@ pub(crate) fn identity() -> Identity {
     }
 }
 
+/// Who may do everything.
+pub(crate) fn bootstrap_superuser() -> Vec<u8> {
+    role_name(pg_sys::Oid::from(10u32))
+}
+
 fn role_name(role: pg_sys::Oid) -> Vec<u8> {
     // SAFETY: raises an error for a role that is gone; otherwise returns a copy.
     unsafe { bytes(pg_sys::GetUserNameFromId(role, false)) }

@@ -17,6 +17,7 @@ pub(crate) fn init() {
     }
     relations::init();
     super::local::init();
+    super::remote::init();
     setval::init();
 }
 
@@ -58,6 +59,9 @@ unsafe extern "C-unwind" fn process_utility(
         captured = unsafe { capture::before(pstmt, query) };
     }
     // SAFETY: as above.
+    let added =
+        if captured.is_some() { unsafe { super::missing::added_columns(stmt) } } else { Vec::new() };
+    // SAFETY: as above.
     let copied =
         if origin || applying { unsafe { sequences::identity_sources(stmt) } } else { Vec::new() };
     // SAFETY: the server's arguments.
@@ -88,6 +92,8 @@ unsafe extern "C-unwind" fn process_utility(
     if origin && !derived {
         if let Some(captured) = captured {
             capture::after(captured);
+            // SAFETY: as above.
+            unsafe { super::missing::announce(&added, stmt) };
         }
         let touched = relations::take();
         super::identify_rows(&touched.all, true);

@@ -3,7 +3,6 @@
 //!
 //! A label is a catalog row, so a decoder sees it as it was when the rows were written; it is
 //! dumped and restored with the table, and replicated as the statement it is.
-#![allow(non_snake_case, reason = "the server's own names")]
 
 use super::parse::bytes;
 use crate::guc;
@@ -101,7 +100,7 @@ unsafe extern "C-unwind" fn relabel(object: *const pg_sys::ObjectAddress, label:
 }
 
 /// The table and its partitions.
-fn family(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+pub(super) fn family(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     let lock = pg_sys::AccessShareLock as i32;
     // SAFETY: inside a transaction; the result is a list of OIDs.
     let list = unsafe { find_all_inheritors(relation, lock, core::ptr::null_mut()) };
@@ -151,7 +150,12 @@ fn has_label(relation: pg_sys::Oid) -> bool {
         objectSubId: 0,
     };
     // SAFETY: a catalog look-up; returns NULL or a copy.
-    let label = unsafe { bytes(pg_sys::GetSecurityLabel(&raw const object, PROVIDER.as_ptr())) };
+    let label = unsafe {
+        bytes(pg_sys::GetSecurityLabel(
+            &raw const object,
+            PROVIDER.as_ptr(),
+        ))
+    };
     label == LOCAL.to_bytes()
 }
 

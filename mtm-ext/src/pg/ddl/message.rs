@@ -1,5 +1,4 @@
 //! Logical messages.
-#![allow(non_snake_case, reason = "the server's own names")]
 
 use mtm_logrep::ddl::{Message, PREFIX};
 use pgrx::pg_sys;

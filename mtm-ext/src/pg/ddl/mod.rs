@@ -14,9 +14,11 @@ mod context;
 mod hook;
 mod local;
 mod message;
+mod missing;
 pub(crate) mod parse;
 mod prepared;
 mod relations;
+mod remote;
 mod rewrite;
 mod role;
 mod session;
@@ -28,6 +30,7 @@ pub(crate) use apply::apply;
 pub(crate) use hook::init;
 pub(crate) use local::{is_local, make_local};
 pub(crate) use message::{emit, note_unchecked};
+pub(crate) use missing::set as set_missing_value;
 pub(crate) use relations::Touched;
 pub(crate) use session::{mark_replicable, replicates, share};
 
@@ -60,11 +63,18 @@ fn identify_rows(relations: &[pgrx::pg_sys::Oid], warn: bool) {
         // SAFETY: after the statement, inside its transaction.
         if unsafe { crate::pg::rows::ensure_replica_identity(relation) } && warn {
             let name = crate::pg::sqlrun::relation_name(relation);
-            pgrx::ereport!(
-                WARNING,
-                pgrx::PgSqlErrorCode::ERRCODE_WARNING,
+            let (detail, hint) = if crate::guc::IGNORE_TABLES_WITHOUT_PK.get() {
+                let detail = "Its rows stay on the node where they are written, as \
+                     \"multimaster.ignore_tables_without_pk\" says.";
+                (detail, "Add a primary key to replicate it.")
+            } else {
+                let detail = "Its whole rows identify changes on other nodes, which is slow.";
+                (detail, "Add a primary key.")
+            };
+            crate::report::warning(
                 format!("table \"{name}\" has no primary key"),
-                "Its whole rows identify changes on other nodes, which is slow. Add a primary key."
+                detail,
+                hint,
             );
         }
     }

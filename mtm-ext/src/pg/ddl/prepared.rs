@@ -59,7 +59,7 @@ pub(super) fn after((gid, decree): (Gid, Decree)) {
 fn gid_of(text: &str) -> Option<Gid> {
     let mut xid = None;
     sqlrun::with_snapshot(|| {
-        let found: Result<Option<i64>, pgrx::spi::Error> = Spi::connect(|client| {
+        let found: Result<Option<i64>, spi::Error> = Spi::connect(|client| {
             let rows = client.select(
                 "SELECT transaction::text::int8 FROM pg_catalog.pg_prepared_xacts \
                  WHERE gid = $1 AND database = pg_catalog.current_database()",

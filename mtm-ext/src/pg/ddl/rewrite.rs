@@ -1,6 +1,5 @@
 //! Tables that ALTER TABLE rewrites with values that only their origin knows, and materialized
 //! views: emptied on a peer, since the rows follow.
-#![allow(non_snake_case, reason = "the server's own names")]
 
 use pgrx::pg_sys;
 use std::cell::Cell;

@@ -1,9 +1,13 @@
 //! What this session is to the cluster.
 
 use crate::pg::shmem;
-pub(crate) use crate::cluster::replicates;
 pub(crate) use crate::pg::xact::mark_replicable;
 use mtm_core::sequence::Share;
+
+/// Whether what this session does is to be captured: not what every node does by itself.
+pub(crate) fn replicates() -> bool {
+    !super::remote::running() && crate::cluster::replicates()
+}
 
 /// Which values of every sequence are this node's; `None` before there is a cluster.
 ///

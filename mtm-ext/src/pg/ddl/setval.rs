@@ -14,8 +14,11 @@ type Walker = unsafe extern "C-unwind" fn(*mut pg_sys::Node, *mut c_void) -> boo
 
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" {
-    fn expression_tree_walker(node: *mut pg_sys::Node, walker: Walker, context: *mut c_void)
-    -> bool;
+    fn expression_tree_walker(
+        node: *mut pg_sys::Node,
+        walker: Walker,
+        context: *mut c_void,
+    ) -> bool;
     fn query_tree_walker(
         query: *mut pg_sys::Query,
         walker: Walker,
@@ -40,8 +43,8 @@ const SQL: u32 = 14;
 
 static mut PREVIOUS_NEEDS: pg_sys::needs_fmgr_hook_type = None;
 
-/// Whether a function must not be put into a query: it is in SQL and calls `setval()`. The server
-/// asks for every function that is not built in.
+/// Whether a function must not be put into a query: it is in SQL and calls `setval()`, or it is to
+/// be executed on every node. The server asks for every function that is not built in.
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn keep_whole(function: pg_sys::Oid) -> bool {
     // SAFETY: set once at load.
@@ -54,23 +57,29 @@ unsafe extern "C-unwind" fn keep_whole(function: pg_sys::Oid) -> bool {
     if !session::replicates() {
         return false;
     }
+    if super::remote::is_listed(function) {
+        return true;
+    }
     let key = pg_sys::Datum::from(function);
     // SAFETY: a cache look-up, released below.
-    let row = unsafe {
-        pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::PROCOID as i32, key)
-    };
+    let row = unsafe { pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::PROCOID as i32, key) };
     if row.is_null() {
         return false;
     }
     // SAFETY: a row of pg_proc has this layout.
     let language = unsafe { (*pg_sys::GETSTRUCT(row).cast::<pg_sys::FormData_pg_proc>()).prolang };
     let calls = language == pg_sys::Oid::from(SQL)
-        && (attribute(row, pg_sys::Anum_pg_proc_prosrc).to_ascii_lowercase().contains("setval")
+        && (attribute(row, pg_sys::Anum_pg_proc_prosrc)
+            .to_ascii_lowercase()
+            .contains("setval")
             || {
                 let body = attribute(row, pg_sys::Anum_pg_proc_prosqlbody);
-                [pg_sys::F_SETVAL_REGCLASS_INT8, pg_sys::F_SETVAL_REGCLASS_INT8_BOOL]
-                    .iter()
-                    .any(|setval| body.contains(&format!(":funcid {setval} ")))
+                [
+                    pg_sys::F_SETVAL_REGCLASS_INT8,
+                    pg_sys::F_SETVAL_REGCLASS_INT8_BOOL,
+                ]
+                .iter()
+                .any(|setval| body.contains(&format!(":funcid {setval} ")))
             });
     // SAFETY: taken above.
     unsafe { pg_sys::ReleaseSysCache(row) };
@@ -89,7 +98,9 @@ fn attribute(row: pg_sys::HeapTuple, number: u32) -> String {
             return String::new();
         }
         let text = pg_sys::text_to_cstring(value.cast_mut_ptr());
-        std::ffi::CStr::from_ptr(text).to_string_lossy().into_owned()
+        std::ffi::CStr::from_ptr(text)
+            .to_string_lossy()
+            .into_owned()
     }
 }
 
@@ -107,9 +118,7 @@ unsafe extern "C-unwind" fn planner(
     // SAFETY: the server's arguments; the boundary turns its errors into panics.
     unsafe {
         match PREVIOUS {
-            Some(next) => {
-                crate::ffi::pg_guard_ffi_boundary(|| next(query, text, options, params))
-            }
+            Some(next) => crate::ffi::pg_guard_ffi_boundary(|| next(query, text, options, params)),
             None => pg_sys::standard_planner(query, text, options, params),
         }
     }

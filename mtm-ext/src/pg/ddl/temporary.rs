@@ -15,6 +15,8 @@ pub(crate) enum Temporary {
     Without(Vec<u8>),
     /// Some, in a statement we cannot split.
     Inseparable,
+    /// It is about a permanent table whose definition is a temporary one's.
+    Copied,
 }
 
 /// How much of a statement is about temporary objects.
@@ -26,25 +28,34 @@ pub(crate) unsafe fn temporary(stmt: *mut pg_sys::Node, text: &CStr) -> Temporar
     unsafe {
         match tag(stmt) {
             NodeTag::T_CreateStmt | NodeTag::T_CreateForeignTableStmt => {
-                all(created(&*(*stmt.cast::<pg_sys::CreateStmt>()).relation))
+                let stmt = stmt.cast::<pg_sys::CreateStmt>();
+                if created(&*(*stmt).relation) {
+                    Temporary::Everything
+                } else if is_like_temporary(stmt) {
+                    Temporary::Copied
+                } else {
+                    Temporary::Nothing
+                }
             }
             NodeTag::T_CreateSeqStmt => {
                 all(created(&*(*stmt.cast::<pg_sys::CreateSeqStmt>()).sequence))
             }
-            NodeTag::T_CompositeTypeStmt => {
-                all(created(&*(*stmt.cast::<pg_sys::CompositeTypeStmt>()).typevar))
-            }
-            NodeTag::T_CreateTableAsStmt => {
-                all(created(&*(*(*stmt.cast::<pg_sys::CreateTableAsStmt>()).into).rel))
-            }
+            NodeTag::T_CompositeTypeStmt => all(created(
+                &*(*stmt.cast::<pg_sys::CompositeTypeStmt>()).typevar,
+            )),
+            NodeTag::T_CreateTableAsStmt => all(created(
+                &*(*(*stmt.cast::<pg_sys::CreateTableAsStmt>()).into).rel,
+            )),
             NodeTag::T_ViewStmt => all(view(stmt.cast(), text)),
             NodeTag::T_DropStmt => dropped(stmt.cast()),
             NodeTag::T_GrantStmt => granted(stmt.cast()),
             NodeTag::T_CreateStatsStmt => {
                 let relations = (*stmt.cast::<pg_sys::CreateStatsStmt>()).relations;
-                let found = elements::<pg_sys::Node>(relations).into_iter().any(|relation| {
-                    tag(relation) == NodeTag::T_RangeVar && existing(relation.cast())
-                });
+                let found = elements::<pg_sys::Node>(relations)
+                    .into_iter()
+                    .any(|relation| {
+                        tag(relation) == NodeTag::T_RangeVar && existing(relation.cast())
+                    });
                 all(found)
             }
             NodeTag::T_CommentStmt => {
@@ -61,7 +72,51 @@ pub(crate) unsafe fn temporary(stmt: *mut pg_sys::Node, text: &CStr) -> Temporar
 }
 
 const fn all(temporary: bool) -> Temporary {
-    if temporary { Temporary::Everything } else { Temporary::Nothing }
+    if temporary {
+        Temporary::Everything
+    } else {
+        Temporary::Nothing
+    }
+}
+
+/// Whether a LIKE clause names a temporary table, or the table is of such a table's type.
+unsafe fn is_like_temporary(stmt: *const pg_sys::CreateStmt) -> bool {
+    // SAFETY: elements of a table are nodes; a LIKE clause has this layout.
+    unsafe {
+        let of = (*stmt).ofTypename;
+        let elements = elements::<pg_sys::Node>((*stmt).tableElts);
+        !of.is_null() && is_temporary_type((*of).names)
+            || elements.into_iter().any(|element| {
+                tag(element) == NodeTag::T_TableLikeClause
+                    && existing((*element.cast::<pg_sys::TableLikeClause>()).relation)
+            })
+    }
+}
+
+/// Whether the type with this name is temporary.
+unsafe fn is_temporary_type(names: *mut pg_sys::List) -> bool {
+    // SAFETY: a list of String nodes; a look-up that raises no error for a missing type.
+    unsafe {
+        let name = pg_sys::makeTypeNameFromNameList(names);
+        let found = pg_sys::LookupTypeNameOid(core::ptr::null_mut(), name, true);
+        found != pg_sys::InvalidOid && pg_sys::isAnyTempNamespace(type_namespace(found))
+    }
+}
+
+/// The schema of a type.
+fn type_namespace(of: pg_sys::Oid) -> pg_sys::Oid {
+    let key = pg_sys::Datum::from(of);
+    // SAFETY: a cache look-up, released below; a row of pg_type has this layout.
+    unsafe {
+        let cache = pg_sys::SysCacheIdentifier::TYPEOID as i32;
+        let row = pg_sys::SearchSysCache1(cache, key);
+        if row.is_null() {
+            return pg_sys::InvalidOid;
+        }
+        let schema = (*pg_sys::GETSTRUCT(row).cast::<pg_sys::FormData_pg_type>()).typnamespace;
+        pg_sys::ReleaseSysCache(row);
+        schema
+    }
 }
 
 /// Statements about one existing relation or object.
@@ -87,6 +142,23 @@ unsafe fn by_relation(stmt: *mut pg_sys::Node) -> bool {
             }
             NodeTag::T_AlterObjectDependsStmt => {
                 existing((*stmt.cast::<pg_sys::AlterObjectDependsStmt>()).relation)
+            }
+            NodeTag::T_AlterEnumStmt => {
+                is_temporary_type((*stmt.cast::<pg_sys::AlterEnumStmt>()).typeName)
+            }
+            NodeTag::T_AlterDomainStmt => {
+                is_temporary_type((*stmt.cast::<pg_sys::AlterDomainStmt>()).typeName)
+            }
+            NodeTag::T_AlterTypeStmt => {
+                is_temporary_type((*stmt.cast::<pg_sys::AlterTypeStmt>()).typeName)
+            }
+            NodeTag::T_AlterFunctionStmt => {
+                let s = stmt.cast::<pg_sys::AlterFunctionStmt>();
+                object((*s).objtype, (*s).func.cast())
+            }
+            NodeTag::T_AlterOperatorStmt => {
+                let operator = (*stmt.cast::<pg_sys::AlterOperatorStmt>()).opername;
+                object(ObjectType::OBJECT_OPERATOR, operator.cast())
             }
             NodeTag::T_RenameStmt => {
                 let s = stmt.cast::<pg_sys::RenameStmt>();
@@ -178,7 +250,10 @@ unsafe fn object(kind: ObjectType::Type, object: *mut pg_sys::Node) -> bool {
         match tag(object) {
             NodeTag::T_List => {
                 let names = object.cast::<pg_sys::List>();
-                if strings(names).first().is_some_and(|schema| schema == b"pg_temp") {
+                if strings(names)
+                    .first()
+                    .is_some_and(|schema| schema == b"pg_temp")
+                {
                     return true;
                 }
                 match kind {
@@ -193,17 +268,16 @@ unsafe fn object(kind: ObjectType::Type, object: *mut pg_sys::Node) -> bool {
                     | ObjectType::OBJECT_RULE
                     | ObjectType::OBJECT_POLICY
                     | ObjectType::OBJECT_TABCONSTRAINT => named(names, 1),
+                    ObjectType::OBJECT_TYPE | ObjectType::OBJECT_DOMAIN => is_temporary_type(names),
                     _ => false,
                 }
             }
-            NodeTag::T_TypeName => {
-                let names = (*object.cast::<pg_sys::TypeName>()).names;
-                strings(names).first().is_some_and(|schema| schema == b"pg_temp")
-                    || named(names, 0)
-            }
+            NodeTag::T_TypeName => is_temporary_type((*object.cast::<pg_sys::TypeName>()).names),
             NodeTag::T_ObjectWithArgs => {
                 let names = (*object.cast::<pg_sys::ObjectWithArgs>()).objname;
-                strings(names).first().is_some_and(|schema| schema == b"pg_temp")
+                strings(names)
+                    .first()
+                    .is_some_and(|schema| schema == b"pg_temp")
             }
             _ => false,
         }
@@ -215,7 +289,7 @@ unsafe fn object(kind: ObjectType::Type, object: *mut pg_sys::Node) -> bool {
 unsafe fn named(names: *mut pg_sys::List, inner: i32) -> bool {
     // SAFETY: a list of String nodes.
     let keep = unsafe { (*names).length } - inner;
-    if keep < 1 || keep > 3 {
+    if !(1..=3).contains(&keep) {
         return false;
     }
     // SAFETY: the copy may be cut; the server reads it as a name of one to three parts.
@@ -273,30 +347,39 @@ unsafe fn dropped(stmt: *mut pg_sys::DropStmt) -> Temporary {
         _ => return Temporary::Inseparable,
     };
     // SAFETY: relations are named by lists of String nodes.
-    let names = permanent.iter().map(|&one| unsafe { qualified(&strings(one.cast())) });
+    let names = permanent
+        .iter()
+        .map(|&one| unsafe { qualified(&strings(one.cast())) });
     let names = names.collect::<Vec<_>>().join(&b", "[..]);
     // SAFETY: a valid DropStmt.
     let (missing_ok, behavior) = unsafe { ((*stmt).missing_ok, (*stmt).behavior) };
     let if_exists: &[u8] = if missing_ok { b"IF EXISTS " } else { b"" };
-    let cascade: &[u8] =
-        if behavior == pg_sys::DropBehavior::DROP_CASCADE { b" CASCADE" } else { b"" };
+    let cascade: &[u8] = if behavior == pg_sys::DropBehavior::DROP_CASCADE {
+        b" CASCADE"
+    } else {
+        b""
+    };
     Temporary::Without([b"DROP ", what, b" ", if_exists, &names, cascade].concat())
 }
 
-/// GRANT and REVOKE on relations.
+/// GRANT and REVOKE on objects.
 unsafe fn granted(stmt: *mut pg_sys::GrantStmt) -> Temporary {
     // SAFETY: a valid GrantStmt.
     let (target, kind, list) = unsafe { ((*stmt).targtype, (*stmt).objtype, (*stmt).objects) };
-    let relations = [ObjectType::OBJECT_TABLE, ObjectType::OBJECT_SEQUENCE].contains(&kind);
-    if target != pg_sys::GrantTargetType::ACL_TARGET_OBJECT || !relations {
+    if target != pg_sys::GrantTargetType::ACL_TARGET_OBJECT {
         return Temporary::Nothing;
     }
-    // SAFETY: objects of these kinds are RangeVars.
-    let objects = unsafe { elements::<pg_sys::RangeVar>(list) };
+    // SAFETY: relations are RangeVars, other objects with schemas lists of names or functions.
+    let is_temporary = |one: *mut pg_sys::Node| unsafe {
+        match tag(one) {
+            NodeTag::T_RangeVar => existing(one.cast()),
+            _ => object(kind, one),
+        }
+    };
+    // SAFETY: objects are nodes.
+    let objects = unsafe { elements::<pg_sys::Node>(list) };
     let n = objects.len();
-    // SAFETY: as above.
-    let temporary = objects.into_iter().filter(|&one| unsafe { existing(one) }).count();
-    match temporary {
+    match objects.into_iter().filter(|one| is_temporary(*one)).count() {
         0 => Temporary::Nothing,
         all if all == n => Temporary::Everything,
         _ => Temporary::Inseparable,
@@ -310,5 +393,9 @@ unsafe fn granted(stmt: *mut pg_sys::GrantStmt) -> Temporary {
 pub(crate) unsafe fn written_name(relation: *const pg_sys::RangeVar) -> Vec<u8> {
     // SAFETY: as the caller promises.
     let (schema, name) = unsafe { (bytes((*relation).schemaname), bytes((*relation).relname)) };
-    if schema.is_empty() { qualified(&[name]) } else { qualified(&[schema, name]) }
+    if schema.is_empty() {
+        qualified(&[name])
+    } else {
+        qualified(&[schema, name])
+    }
 }

@@ -155,7 +155,7 @@ impl SendPlan {
 fn travels(relid: Oid, class: &pg_sys::FormData_pg_class, schema: &[u8]) -> bool {
     let kind = class.relkind as u8;
     // SAFETY: a NameData is a C string.
-    let name = unsafe { core::ffi::CStr::from_ptr(class.relname.data.as_ptr()) }.to_bytes();
+    let name = unsafe { CStr::from_ptr(class.relname.data.as_ptr()) }.to_bytes();
     // Materialized views are refreshed on one node, and their rows travel.
     (kind == pg_sys::RELKIND_RELATION || kind == pg_sys::RELKIND_MATVIEW)
         && class.relpersistence as u8 == pg_sys::RELPERSISTENCE_PERMANENT

@@ -3,7 +3,6 @@
 //! The catalog of each node holds the node's share (start, step and, of a cycle, one limit); what
 //! the user said stands in `mtm.sequence_definitions`, the same on all nodes. Neither is ever
 //! replicated: every node derives its share from the same statement.
-#![allow(non_snake_case, reason = "the server's own names")]
 
 mod exchange;
 mod place;
@@ -148,7 +147,7 @@ pub(crate) fn adjust_touched(touched: &Touched, announce: bool) {
 
 /// Gives the sequence back the definition its user knows, until it is adjusted again.
 pub(crate) fn open(relid: pg_sys::Oid) {
-    if share().is_none() || !is_permanent_sequence(relid) {
+    if share().is_none() || !is_alterable(relid) {
         return;
     }
     let _superuser = Superuser::begin();
@@ -314,6 +313,13 @@ fn names(relid: pg_sys::Oid) -> (Vec<u8>, Vec<u8>) {
 pub(crate) fn qualified_name(relid: pg_sys::Oid) -> Vec<u8> {
     let (schema, name) = names(relid);
     parse::qualified(&[schema, name])
+}
+
+/// Whether this is a sequence of ours that the current user may alter; otherwise the statement
+/// itself says so in a moment, and nothing must have happened before.
+fn is_alterable(relid: pg_sys::Oid) -> bool {
+    // SAFETY: the sequence exists.
+    is_permanent_sequence(relid) && unsafe { crate::pg::compat::owns_relation(relid) }
 }
 
 fn is_permanent_sequence(relid: pg_sys::Oid) -> bool {

@@ -12,6 +12,7 @@ impl World {
     /// A decided commit is held by every node ONLINE in the deciding or a later generation
     /// (TLA+ `OnlineHoldsAll`).
     pub(super) fn check_host(&mut self, i: usize) {
+        self.check_grant(i);
         if self.oracle.pending.is_empty() || !self.serves(i) {
             return;
         }
@@ -26,6 +27,17 @@ impl World {
         }
         let hosts = &self.hosts;
         self.oracle.pending.retain(|gid| hosts.iter().any(|h| !h.db.committed.contains(gid)));
+    }
+
+    /// At most one node serves alone (TLA+ `OneGrant`).
+    fn check_grant(&mut self, i: usize) {
+        let alone = |w: &Self, i: usize| {
+            let here = w.hosts[i].up && w.hosts[i].core.membership().is_online();
+            here && w.current(i).generation.members.len() == 1
+        };
+        if self.hosts.len() == 2 && alone(self, i) && alone(self, 1 - i) {
+            self.oracle.violated("OneGrant", "both nodes serve alone".to_owned());
+        }
     }
 
     /// An acknowledged commit is on a majority of the disks (TLA+ `AckedDurable`).

@@ -203,7 +203,7 @@ pub(super) unsafe fn check_parents(
     let key = &constraint.key;
     // SAFETY: the caller's promise.
     unsafe {
-        let mut parents = Parents::open(key, &key.parent_child, &constraint.child_types);
+        let mut parents = Parents::open(key, &key.parent_child, &constraint.child_types, rows.len());
         let mut reader = Reader::open(rel);
         for row in rows {
             let itself = &raw mut pg_sys::SnapshotSelfData;
@@ -240,8 +240,8 @@ pub(super) unsafe fn check_children(
             if !plans.ask(&constraint.children, &values) {
                 continue;
             }
-            let mut parents =
-                Parents::open(declared, &declared.parent_parent, &constraint.parent_types);
+            let (operators, types) = (&declared.parent_parent, &constraint.parent_types);
+            let mut parents = Parents::open(declared, operators, types, 1);
             let replaced = parents.hold(&values, plans);
             parents.close();
             if !replaced {

@@ -210,7 +210,7 @@ impl Pending {
             let rewritten = (*(*rel).rd_rel).relfilenode != group.storage;
             match want {
                 // Rewriting has built the index anew and would have found the duplicate.
-                Want::Unique if rewritten => {}
+                Want::Unique if rewritten || exists::relkind(number) == 0 => {}
                 Want::Unique => rules::recheck_unique(rel, number, &group.rows),
                 Want::Parent | Want::NoChild => {
                     let known = self.constraints.get(&number.to_u32());

@@ -18,11 +18,16 @@ const LOCK: i32 = pg_sys::RowShareLock as i32;
 
 /// How parents of one foreign key are found.
 pub(super) enum Parents {
-    /// By the unique index, looked into directly.
-    Index(Probe),
+    /// By the unique index, or those of all partitions, looked into directly.
+    Indexes(Vec<Probe>),
     /// By a query; when it finds nothing, in each partition's index.
-    Query { question: Question, probes: Option<Shape>, parent: Oid, index: Oid },
+    Query { question: Question, shape: Option<Shape>, parent: Oid, index: Oid },
 }
+
+/// From so many rows on the indexes of partitions are opened, if there are not too many: each is
+/// looked into faster than a query finds the right one.
+const MANY_ROWS: usize = 64;
+const FEW_PARTITIONS: usize = 16;
 
 /// How values of a key become scan keys of an index.
 #[derive(Clone)]
@@ -54,25 +59,36 @@ pub(super) struct Probe {
 }
 
 impl Parents {
-    /// Prepares to find rows by values of these types, which `operators` compare with the parent's
-    /// columns.
+    /// Prepares to find, for so many rows, parents by values of these types, which `operators`
+    /// compare with the parent's columns.
     ///
     /// # Safety
     /// Inside a transaction; closed by [`Self::close`] unless an ERROR ends the transaction.
-    pub(super) unsafe fn open(key: &ForeignKeyRow, operators: &[Oid], types: &[Oid]) -> Self {
+    pub(super) unsafe fn open(
+        key: &ForeignKeyRow,
+        operators: &[Oid],
+        types: &[Oid],
+        rows: usize,
+    ) -> Self {
+        let (parent, index) = (key.parent, key.index);
         // SAFETY: the caller's promise.
         unsafe {
-            pg_sys::LockRelationOid(key.parent, LOCK);
+            pg_sys::LockRelationOid(parent, LOCK);
             let shape = Shape::new(key, operators, types);
-            match shape {
-                Some(shape) if relkind(key.parent) == pg_sys::RELKIND_RELATION => {
-                    Self::Index(Probe::open(key.parent, key.index, shape))
+            if let Some(shape) = &shape {
+                if relkind(parent) == pg_sys::RELKIND_RELATION {
+                    return Self::Indexes(vec![Probe::open(parent, index, shape.clone())]);
                 }
-                probes => {
-                    let question = parent_question(key, operators, types);
-                    Self::Query { question, probes, parent: key.parent, index: key.index }
+                if rows >= MANY_ROWS {
+                    let partitions = partitions(parent, index);
+                    if partitions.len() <= FEW_PARTITIONS {
+                        let open = |(table, its)| Probe::open(table, its, shape.clone());
+                        return Self::Indexes(partitions.into_iter().map(open).collect());
+                    }
                 }
             }
+            let question = parent_question(key, operators, types);
+            Self::Query { question, shape, parent, index }
         }
     }
 
@@ -84,10 +100,10 @@ impl Parents {
         // SAFETY: the caller's promise.
         unsafe {
             match self {
-                Self::Index(probe) => probe.hold(values),
-                Self::Query { question, probes, parent, index } => {
+                Self::Indexes(probes) => probes.iter_mut().any(|probe| probe.hold(values)),
+                Self::Query { question, shape, parent, index } => {
                     plans.ask(question, values)
-                        || probes.as_ref().is_some_and(|shape| {
+                        || shape.as_ref().is_some_and(|shape| {
                             hold_in_partitions(*parent, *index, shape, values)
                         })
                 }
@@ -98,9 +114,9 @@ impl Parents {
     /// # Safety
     /// In the transaction in which it was opened.
     pub(super) unsafe fn close(self) {
-        if let Self::Index(probe) = self {
+        if let Self::Indexes(probes) = self {
             // SAFETY: the caller's promise.
-            unsafe { probe.close() }
+            probes.into_iter().for_each(|probe| unsafe { probe.close() });
         }
     }
 }
@@ -116,26 +132,37 @@ unsafe fn hold_in_partitions(
     shape: &Shape,
     values: &[pg_sys::Datum],
 ) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        partitions(parent, index).into_iter().any(|(table, its)| {
+            let mut probe = Probe::open(table, its, shape.clone());
+            let held = probe.hold(values);
+            probe.close();
+            held
+        })
+    }
+}
+
+/// Tables that are partitions of this one, locked, and what is there of its index.
+///
+/// # Safety
+/// Inside a transaction.
+unsafe fn partitions(parent: Oid, index: Oid) -> Vec<(Oid, Oid)> {
     // SAFETY: lists of OIDs; tables stay locked.
     unsafe {
         let tables = oids(compat::find_all_inheritors(parent, LOCK, core::ptr::null_mut()));
-        tables.into_iter().any(|table| {
-            if relkind(table) != pg_sys::RELKIND_RELATION {
-                return false;
-            }
-            let rel = pg_sys::table_open(table, LOCK);
+        let its_index = |table: &Oid| {
+            let rel = pg_sys::table_open(*table, pg_sys::NoLock as i32);
             let indexes = oids(pg_sys::RelationGetIndexList(rel));
             pg_sys::table_close(rel, pg_sys::NoLock as i32);
-            let its = indexes.into_iter().find(|its| {
-                oids(compat::get_partition_ancestors(*its)).contains(&index)
-            });
-            its.is_some_and(|its| {
-                let mut probe = Probe::open(table, its, shape.clone());
-                let held = probe.hold(values);
-                probe.close();
-                held
-            })
-        })
+            let is_part = |its: &Oid| oids(compat::get_partition_ancestors(*its)).contains(&index);
+            indexes.into_iter().find(is_part)
+        };
+        tables
+            .into_iter()
+            .filter(|table| relkind(*table) == pg_sys::RELKIND_RELATION)
+            .filter_map(|table| its_index(&table).map(|its| (table, its)))
+            .collect()
     }
 }
 

@@ -34,9 +34,10 @@ impl Rule {
 /// The triggers live as long as the rules.
 pub(in crate::pg::rows) unsafe fn rules(triggers: Option<&pg_sys::TriggerDesc>) -> Vec<Rule> {
     let Some(triggers) = triggers else { return Vec::new() };
-    // SAFETY: a descriptor has so many triggers.
     let count = triggers.numtriggers as usize;
-    (0..count).filter_map(|i| unsafe { rule(triggers.triggers.add(i)) }).collect()
+    // SAFETY: a descriptor has so many triggers.
+    let rule = |i| unsafe { rule(triggers.triggers.add(i)) };
+    (0..count).filter_map(rule).collect()
 }
 
 /// # Safety

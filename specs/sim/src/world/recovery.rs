@@ -209,7 +209,7 @@ impl World {
     /// The rows come from the donor, or are here already.
     fn rows_for(&mut self, i: usize, gid: Gid) -> Keys {
         let donor = self.hosts[i].recovery.as_ref().and_then(|r| r.donor);
-        let donor = donor.or(self.hosts[i].catching_up.map(|(_, d, _)| d));
+        let donor = donor.or_else(|| self.hosts[i].catching_up.map(|(_, d, _)| d));
         let keys = donor.and_then(|d| self.hosts[d].db.keys_of(&gid));
         let keys = keys.or_else(|| self.hosts[i].db.keys_of(&gid));
         keys.unwrap_or_else(|| {

@@ -30,8 +30,8 @@ struct Lists<'a> {
     order: BTreeMap<u64, &'a [u64]>,
     /// Who appended a value to which list: (key, value) to number of the transaction.
     writer: BTreeMap<(u64, u64), usize>,
-    /// Whether the order is known to be complete.
-    settled: bool,
+    /// Until then the order is known to be complete.
+    settled: u64,
 }
 
 pub(super) fn check(history: &History<'_>, report: &mut Report) {
@@ -79,17 +79,17 @@ impl<'a> Lists<'a> {
             });
         }
         let last = history.quiet_points().last();
-        if let Some(state) = last {
-            order = state
-                .lists
-                .iter()
-                .map(|(key, list)| (*key, list.as_slice()))
-                .collect();
+        // Reads after the last quiet point may have seen more than it.
+        for (key, list) in last.iter().flat_map(|state| &state.lists) {
+            let longest = order.entry(*key).or_default();
+            if !longest.starts_with(list) {
+                *longest = list;
+            }
         }
         for (key, list) in &order {
             for value in *list {
                 if let Some(by) = writer.get(&(*key, *value)) {
-                    txns[*by].committed = true;
+                    txns[*by].committed |= matches!(txns[*by].op.outcome, Outcome::Unknown(_));
                 }
             }
         }
@@ -97,7 +97,7 @@ impl<'a> Lists<'a> {
             txns,
             order,
             writer,
-            settled: last.is_some(),
+            settled: last.map_or(0, |state| state.at),
         }
     }
 
@@ -137,21 +137,18 @@ impl<'a> Lists<'a> {
     /// What was read is a beginning of what came to be.
     fn fits(&self, txn: &Txn<'a>, seen: &Seen<'a>, report: &mut Report) {
         let order = self.order(seen.key);
-        if order.starts_with(seen.base) {
-            return;
-        }
-        let gone: Vec<u64> = seen
-            .base
-            .iter()
-            .copied()
-            .filter(|value| !order.contains(value))
-            .collect();
-        let refused = gone.iter().any(|value| {
+        let fits = order.starts_with(seen.base);
+        let settled = txn.op.end <= self.settled;
+        let never = |value: &u64| {
             let by = self.writer(seen.key, *value);
             by.is_none_or(|by| matches!(self.txns[by].op.outcome, Outcome::Refused(_)))
-        });
-        let (anomaly, what) = if refused || (self.settled && !gone.is_empty()) {
+                || (settled && !fits && !order.contains(value))
+        };
+        let gone: Vec<u64> = seen.base.iter().copied().filter(never).collect();
+        let (anomaly, what) = if !gone.is_empty() {
             (Anomaly::G1a, format!("{gone:?} never came to be"))
+        } else if fits {
+            return;
         } else {
             (Anomaly::Order, format!("the list became {order:?}"))
         };

@@ -233,6 +233,20 @@ fn read_of_what_then_was_lost() {
 }
 
 #[test]
+fn aborted_read_after_the_last_quiet_point() {
+    let made = Made::new()
+        .lists(&[])
+        .op(1, 2000, RC, refused(), Body::List { steps: vec![Append(1, 1)] })
+        .list(2, 2001, RC, &[read(1, &[1])]);
+    assert_eq!(made.found(), [Anomaly::G1a]);
+    let made = Made::new()
+        .lists(&[])
+        .list(1, 2000, RC, &[Append(1, 1)])
+        .list(2, 2001, RC, &[read(1, &[1])]);
+    assert_eq!(made.found(), []);
+}
+
+#[test]
 fn intermediate_read() {
     let made = Made::new()
         .list(1, 1, RC, &[Append(1, 1), Append(1, 2)])

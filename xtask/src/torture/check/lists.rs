@@ -52,6 +52,8 @@ pub(super) fn check(history: &History<'_>, report: &mut Report) {
 
 impl<'a> Lists<'a> {
     fn new(history: &History<'a>) -> Self {
+        let last = history.quiet_points().last();
+        let settled = last.map_or(0, |state| state.at);
         let mut txns: Vec<Txn<'a>> = Vec::new();
         let mut writer = BTreeMap::new();
         let mut order: BTreeMap<u64, &'a [u64]> = BTreeMap::new();
@@ -64,12 +66,14 @@ impl<'a> Lists<'a> {
                     Step::Append(key, value) => {
                         writer.insert((*key, *value), txns.len());
                     }
-                    Step::Read(key, list) => {
+                    // What was read before the last quiet point must be found in it.
+                    Step::Read(key, list) if op.end > settled => {
                         let longest = order.entry(*key).or_default();
                         if list.len() > longest.len() {
                             *longest = list;
                         }
                     }
+                    Step::Read(..) => {}
                 }
             }
             txns.push(Txn {
@@ -78,7 +82,6 @@ impl<'a> Lists<'a> {
                 committed: op.outcome == Outcome::Acknowledged,
             });
         }
-        let last = history.quiet_points().last();
         // Reads after the last quiet point may have seen more than it.
         for (key, list) in last.iter().flat_map(|state| &state.lists) {
             let longest = order.entry(*key).or_default();
@@ -97,7 +100,7 @@ impl<'a> Lists<'a> {
             txns,
             order,
             writer,
-            settled: last.map_or(0, |state| state.at),
+            settled,
         }
     }
 

@@ -242,8 +242,10 @@ impl Client<'_> {
                 to,
                 amount,
             } => {
-                let pay = format!("UPDATE accounts SET balance = balance - {amount} WHERE id = {from}");
-                let get = format!("UPDATE accounts SET balance = balance + {amount} WHERE id = {to}");
+                let pay =
+                    format!("UPDATE accounts SET balance = balance - {amount} WHERE id = {from}");
+                let get =
+                    format!("UPDATE accounts SET balance = balance + {amount} WHERE id = {to}");
                 session.run(&pay)?;
                 session.run(&get)?;
                 session.run(&format!(
@@ -337,15 +339,15 @@ pub fn change_schema(server: &Server, recorder: &Recorder, orders: &Orders, dice
         0 => format!("ALTER TABLE ledger ADD COLUMN extra_{number} int DEFAULT {number}"),
         1 => format!("CREATE INDEX ledger_{number} ON ledger (amount, payer)"),
         2 => format!("ALTER TABLE accounts ADD CONSTRAINT c_{number} CHECK (balance > -1000000)"),
-        3 => format!(
-            "CREATE FUNCTION f_{number}() RETURNS int LANGUAGE sql AS 'SELECT {number}'"
-        ),
+        3 => format!("CREATE FUNCTION f_{number}() RETURNS int LANGUAGE sql AS 'SELECT {number}'"),
         _ => format!("INSERT INTO {table} SELECT i, 'row' FROM generate_series(1, 50) i"),
     };
     let begin = recorder.now();
     let result = transaction(&session, Level::ReadCommitted, |session| {
         session.run("SET LOCAL lock_timeout = '3s'")?;
-        session.run(&format!("CREATE TABLE {table} (id int PRIMARY KEY, v text)"))?;
+        session.run(&format!(
+            "CREATE TABLE {table} (id int PRIMARY KEY, v text)"
+        ))?;
         session.run(&also)?;
         Ok(())
     });

@@ -209,7 +209,8 @@ async fn carry(
     let writing = async move {
         while let Some((due, bytes)) = receive.recv().await {
             tokio::time::sleep_until(due).await;
-            if way.wait_for(|way| !way.stalled).await.is_err() || to.write_all(&bytes).await.is_err()
+            if way.wait_for(|way| !way.stalled).await.is_err()
+                || to.write_all(&bytes).await.is_err()
             {
                 return;
             }

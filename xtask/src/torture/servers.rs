@@ -167,16 +167,20 @@ impl Servers {
     /// When that takes longer than `limit`, with what the nodes say.
     pub fn wait_rejoined(&self, limit: Duration) -> Result<()> {
         for node in &self.cluster.nodes {
-            until(&format!("node {} is online and writes", node.id), limit, || {
-                let status = self.cluster.status(node);
-                ensure!(status == "online", "node {} is {status}", node.id);
-                let session = node
-                    .connect_as(DATABASE, "probe")?
-                    .patience(Duration::from_secs(5));
-                let id = node.id;
-                session.run(&format!("UPDATE probes SET n = n + 1 WHERE node = {id}"))?;
-                Ok(Some(()))
-            })?;
+            until(
+                &format!("node {} is online and writes", node.id),
+                limit,
+                || {
+                    let status = self.cluster.status(node);
+                    ensure!(status == "online", "node {} is {status}", node.id);
+                    let session = node
+                        .connect_as(DATABASE, "probe")?
+                        .patience(Duration::from_secs(5));
+                    let id = node.id;
+                    session.run(&format!("UPDATE probes SET n = n + 1 WHERE node = {id}"))?;
+                    Ok(Some(()))
+                },
+            )?;
         }
         Ok(())
     }

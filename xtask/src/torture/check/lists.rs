@@ -155,7 +155,12 @@ impl<'a> Lists<'a> {
         } else {
             (Anomaly::Order, format!("the list became {order:?}"))
         };
-        let text = format!("{} saw list {} as {:?}; {what}", who(txn.op), seen.key, seen.base);
+        let text = format!(
+            "{} saw list {} as {:?}; {what}",
+            who(txn.op),
+            seen.key,
+            seen.base
+        );
         wrong(report, anomaly, text);
     }
 
@@ -316,7 +321,11 @@ impl<'a> Lists<'a> {
         if let Some(path) = self.path(graph, from, number, Some(node)) {
             let ops = path.iter().map(|n| who(self.txns[*n].op));
             let text = ops.collect::<Vec<_>>().join(" -> ");
-            wrong(report, Anomaly::GSingle, format!("not seen, but what followed: {text}"));
+            wrong(
+                report,
+                Anomaly::GSingle,
+                format!("not seen, but what followed: {text}"),
+            );
         } else if let Some(path) = self.path(graph, from, number, None) {
             let op = self.txns[path[0]].op;
             report.note(
@@ -328,7 +337,13 @@ impl<'a> Lists<'a> {
 
     /// The shortest way from `from` to `to`. With a node: only by what puts commits in order on
     /// that node, which is overwriting, and reading on that node itself.
-    fn path(&self, graph: &Graph, from: usize, to: usize, node: Option<usize>) -> Option<Vec<usize>> {
+    fn path(
+        &self,
+        graph: &Graph,
+        from: usize,
+        to: usize,
+        node: Option<usize>,
+    ) -> Option<Vec<usize>> {
         let begin = self.txns[from].op.begin;
         let end = self.txns[to].op.end;
         let mut came: BTreeMap<usize, usize> = BTreeMap::new();

@@ -36,7 +36,13 @@ impl Made {
 
     fn list(self, node: usize, begin: u64, level: Level, steps: &[Step]) -> Self {
         let steps = steps.to_vec();
-        self.op(node, begin, level, Outcome::Acknowledged, Body::List { steps })
+        self.op(
+            node,
+            begin,
+            level,
+            Outcome::Acknowledged,
+            Body::List { steps },
+        )
     }
 
     fn transfer(self, token: u64, outcome: Outcome) -> Self {
@@ -106,7 +112,12 @@ fn a_right_history_is_right() {
         .unique(1, 5, 50, Outcome::Acknowledged)
         .unique(1, 5, 51, refused())
         .list(1, 10, RR, &[Append(1, 1), Append(1, 2)])
-        .list(2, 11, RR, &[read(1, &[1, 2]), Append(1, 3), read(1, &[1, 2, 3])])
+        .list(
+            2,
+            11,
+            RR,
+            &[read(1, &[1, 2]), Append(1, 3), read(1, &[1, 2, 3])],
+        )
         .list(3, 12, RC, &[read(1, &[1, 2]), read(1, &[1, 2, 3])])
         .state(1, 50, |state| {
             state.balances = vec![4, 16];
@@ -137,7 +148,15 @@ fn refused_write_present() {
         state.balances = vec![7, 13];
     });
     assert_eq!(made.found(), [Anomaly::Phantom]);
-    let made = Made::new().op(1, 1, RC, refused(), Body::List { steps: vec![Append(1, 1)] });
+    let made = Made::new().op(
+        1,
+        1,
+        RC,
+        refused(),
+        Body::List {
+            steps: vec![Append(1, 1)],
+        },
+    );
     assert_eq!(made.lists(&[(1, &[1])]).found(), [Anomaly::Phantom]);
 }
 
@@ -161,9 +180,10 @@ fn value_twice() {
 
 #[test]
 fn unique_key_twice() {
-    let made = Made::new()
-        .unique(1, 5, 50, Outcome::Acknowledged)
-        .unique(2, 5, 51, Outcome::Acknowledged);
+    let made =
+        Made::new()
+            .unique(1, 5, 50, Outcome::Acknowledged)
+            .unique(2, 5, 51, Outcome::Acknowledged);
     assert_eq!(made.found(), [Anomaly::TwoWinners]);
 }
 
@@ -213,13 +233,24 @@ fn dirty_write() {
     let made = Made::new()
         .list(1, 1, RC, &[Append(1, 1), Append(2, 1)])
         .list(2, 1, RC, &[Append(1, 2), Append(2, 2)]);
-    assert_eq!(made.lists(&[(1, &[1, 2]), (2, &[2, 1])]).found(), [Anomaly::G0]);
+    assert_eq!(
+        made.lists(&[(1, &[1, 2]), (2, &[2, 1])]).found(),
+        [Anomaly::G0]
+    );
 }
 
 #[test]
 fn aborted_read() {
     let made = Made::new()
-        .op(1, 1, RC, refused(), Body::List { steps: vec![Append(1, 1)] })
+        .op(
+            1,
+            1,
+            RC,
+            refused(),
+            Body::List {
+                steps: vec![Append(1, 1)],
+            },
+        )
         .list(2, 1, RC, &[read(1, &[1])]);
     assert_eq!(made.lists(&[]).found(), [Anomaly::G1a]);
 }
@@ -227,7 +258,15 @@ fn aborted_read() {
 #[test]
 fn read_of_what_then_was_lost() {
     let made = Made::new()
-        .op(1, 1, RC, unknown(), Body::List { steps: vec![Append(1, 1)] })
+        .op(
+            1,
+            1,
+            RC,
+            unknown(),
+            Body::List {
+                steps: vec![Append(1, 1)],
+            },
+        )
         .list(2, 1, RC, &[read(1, &[1])]);
     assert_eq!(made.lists(&[]).found(), [Anomaly::G1a]);
 }
@@ -236,7 +275,15 @@ fn read_of_what_then_was_lost() {
 fn aborted_read_after_the_last_quiet_point() {
     let made = Made::new()
         .lists(&[])
-        .op(1, 2000, RC, refused(), Body::List { steps: vec![Append(1, 1)] })
+        .op(
+            1,
+            2000,
+            RC,
+            refused(),
+            Body::List {
+                steps: vec![Append(1, 1)],
+            },
+        )
         .list(2, 2001, RC, &[read(1, &[1])]);
     assert_eq!(made.found(), [Anomaly::G1a]);
     let made = Made::new()

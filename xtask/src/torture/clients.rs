@@ -327,10 +327,19 @@ fn transaction(
     session.run("COMMIT").map(drop).map_err(at_commit)
 }
 
-/// Changes the schema under everybody's feet; one such transaction.
+/// Changes the schema under everybody's feet. Under load that often loses against rows, so it is
+/// tried a few times; each try is a transaction of its own with its own names.
 pub fn change_schema(server: &Server, recorder: &Recorder, orders: &Orders, dice: &mut Dice) {
+    for _ in 0..5 {
+        if try_schema(server, recorder, orders, dice) {
+            return;
+        }
+    }
+}
+
+fn try_schema(server: &Server, recorder: &Recorder, orders: &Orders, dice: &mut Dice) -> bool {
     let Ok(session) = server.connect_as(DATABASE, "torture") else {
-        return;
+        return false;
     };
     let session = session.patience(PATIENCE);
     let number = orders.token();
@@ -364,6 +373,7 @@ pub fn change_schema(server: &Server, recorder: &Recorder, orders: &Orders, dice
         outcome,
         body: Body::Schema { table },
     }));
+    result.is_ok()
 }
 
 #[cfg(test)]

@@ -173,11 +173,11 @@ impl<'a> Lists<'a> {
             return;
         };
         let writer = &self.txns[by];
-        let values = writer.steps.iter().filter_map(|step| match step {
+        let mut values = writer.steps.iter().filter_map(|step| match step {
             Step::Append(key, value) if *key == seen.key => Some(*value),
             _ => None,
         });
-        if !std::ptr::eq(writer.op, txn.op) && values.last() != Some(*last) {
+        if !std::ptr::eq(writer.op, txn.op) && values.next_back() != Some(*last) {
             let text = format!(
                 "{} saw list {} end with {last}, in the middle of {}",
                 who(txn.op),

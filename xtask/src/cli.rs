@@ -34,6 +34,8 @@ enum Verb {
     Bench(crate::bench::Options),
     /// A mixed load with schema changes for minutes or hours, and what is left of it.
     Soak(crate::soak::Options),
+    /// Real servers under load while everything goes wrong; is anything lost?
+    Torture(crate::torture::Options),
 }
 
 #[derive(Debug, Args)]
@@ -132,6 +134,7 @@ pub fn main() -> ExitCode {
         Verb::Test(options) => crate::layers::run(&options),
         Verb::Bench(options) => crate::bench::run(&options),
         Verb::Soak(options) => crate::soak::run(&options),
+        Verb::Torture(options) => crate::torture::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

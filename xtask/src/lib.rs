@@ -19,4 +19,5 @@ pub mod session;
 pub mod soak;
 pub mod suite;
 pub mod table;
+pub mod torture;
 pub mod wait;

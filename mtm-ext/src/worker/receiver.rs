@@ -21,6 +21,8 @@ use std::io;
 
 const RETRY_US: u64 = 300_000;
 const FEEDBACK_US: u64 = 1_000_000;
+/// How long a peer that is shutting down is kept waiting for what it could still settle.
+const FAREWELL_US: u64 = 500_000;
 /// Transactions that wait for a worker before the stream is read on.
 const MAX_WAITING: usize = 256;
 
@@ -44,6 +46,8 @@ struct Receiver {
     early: BTreeMap<u32, EarlyIncoming>,
     received: Lsn,
     next_feedback: Instant,
+    /// Since when the peer wants everything it sent confirmed.
+    asked: Option<Instant>,
     wait_set: WaitSet,
     in_place: InPlace,
 }
@@ -70,6 +74,7 @@ pub fn run(node: u8) {
         early: BTreeMap::new(),
         received: Lsn(peer.finished_lsn.load(Ordering::Acquire)),
         next_feedback: Instant(0),
+        asked: None,
         wait_set: WaitSet::default(),
         in_place: InPlace::new(),
     };
@@ -102,6 +107,7 @@ fn take_over(origin: NodeId) {
 impl Receiver {
     /// Connects and streams until something breaks.
     fn stream(&mut self) -> ConnError {
+        self.asked = None;
         match self.connect() {
             Ok(mut conn) => loop {
                 bgworker::handle_signals();
@@ -196,6 +202,7 @@ impl Receiver {
         let broken = || ConnError::Connection("malformed replication message".to_owned());
         match data.first() {
             Some(b'w') if data.len() >= 25 => {
+                self.asked = None;
                 let message = StreamMessage::decode(&data[25..]);
                 self.take_message(message.map_err(|_| broken())?)
             }
@@ -207,6 +214,7 @@ impl Receiver {
                 }
                 if data[17] == 1 {
                     self.next_feedback = Instant(0);
+                    self.asked.get_or_insert(proc::now());
                 }
                 Ok(())
             }
@@ -430,7 +438,25 @@ impl Receiver {
             reply.extend_from_slice(&lsn.0.to_be_bytes());
         }
         reply.extend_from_slice(&[0; 9]);
-        conn.put_copy_data(&reply)
+        conn.put_copy_data(&reply)?;
+        self.farewell(now, finished)
+    }
+
+    /// A server that shuts down keeps its walsenders until everything they sent is confirmed. What
+    /// is undecided here can be settled only by its origin, whose backends are gone by then: each
+    /// would wait for the other for ever. Leaving the stream ends that; the rest is asked for when
+    /// the origin is back.
+    fn farewell(&mut self, now: Instant, finished: Lsn) -> Result<(), ConnError> {
+        if finished >= self.received {
+            self.asked = None;
+        }
+        match self.asked {
+            Some(since) if now.since(since) > FAREWELL_US => {
+                let why = "it shuts down and leaves transactions undecided";
+                Err(ConnError::Connection(why.to_owned()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The low-watermark; entries below it are forgotten.

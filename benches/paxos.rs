@@ -65,7 +65,9 @@ fn record(c: &mut Criterion) {
     let bytes = record.to_bytes(node(1));
     c.bench_function("paxos/record/write", |b| b.iter(|| black_box(&record).to_bytes(node(1))));
     c.bench_function("paxos/record/read", |b| {
-        b.iter(|| AcceptorRecord::<Vec<u8>>::from_bytes(black_box(&bytes), node(1)).expect("intact"));
+        b.iter(|| {
+            AcceptorRecord::<Vec<u8>>::from_bytes(black_box(&bytes), node(1)).expect("intact")
+        });
     });
 }
 

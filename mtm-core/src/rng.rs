@@ -49,7 +49,10 @@ mod tests {
     fn the_same_seed_gives_the_published_numbers() {
         let mut rng = Rng::new(1_234_567);
         let got = [rng.draw(), rng.draw(), rng.draw()];
-        assert_eq!(got, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
+        assert_eq!(
+            got,
+            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]
+        );
     }
 
     #[test]

@@ -151,8 +151,7 @@ impl Definition {
     pub fn on_node(&self, share: Share) -> Result<Self, TooNarrow> {
         let stride = share.stride;
         let step = self.increment.checked_mul(i64::from(stride));
-        let increment =
-            step.ok_or(TooNarrow::Increment { increment: self.increment, stride })?;
+        let increment = step.ok_or(TooNarrow::Increment { increment: self.increment, stride })?;
         let mut mine = Self { increment, ..*self };
         let limit = if self.ascending() { self.max } else { self.min };
         mine.start = self.first_from(share, self.start.into()).unwrap_or(limit);

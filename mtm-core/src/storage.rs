@@ -55,7 +55,9 @@ pub enum Fault {
         round: u32,
     },
     /// After a crash in the middle of a write neither the old record nor the new one was there.
-    #[error("round {round}: after a crash while writing, neither the old nor the new record is there")]
+    #[error(
+        "round {round}: after a crash while writing, neither the old nor the new record is there"
+    )]
     Torn {
         /// Which round of the check.
         round: u32,
@@ -191,7 +193,10 @@ mod tests {
     fn every_vice_is_found() {
         for seed in 0..20 {
             let found = |vice| check(&mut MemoryStorage::with(vice), seed);
-            assert!(matches!(found(Vice::ReturnsEarly), Err(Fault::Lost { .. } | Fault::Torn { .. })));
+            assert!(matches!(
+                found(Vice::ReturnsEarly),
+                Err(Fault::Lost { .. } | Fault::Torn { .. })
+            ));
             assert!(matches!(found(Vice::GoesBack), Err(Fault::Lost { .. } | Fault::Torn { .. })));
             assert!(matches!(found(Vice::Tears), Err(Fault::Torn { .. })));
         }

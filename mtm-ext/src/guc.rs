@@ -24,7 +24,8 @@ pub static BREAK_CONNECTION: GucSetting<bool> = GucSetting::<bool>::new(false);
 /// Cluster-wide growing sequence values.
 pub static MONOTONIC_SEQUENCES: GucSetting<bool> = GucSetting::<bool>::new(false);
 /// The referee's connection string.
-pub static REFEREE_CONNSTRING: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+pub static REFEREE_CONNSTRING: GucSetting<Option<CString>> =
+    GucSetting::<Option<CString>>::new(None);
 /// Functions executed on all nodes instead of replicating their effects.
 pub static REMOTE_FUNCTIONS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 /// kB of log between syncpoints.

@@ -1,7 +1,10 @@
 //! The PostgreSQL extension `multimaster`: translation between PostgreSQL and the machines of the
 //! pure crates. If a branch depends on the state of the protocol, it belongs there.
 #![deny(unsafe_code)]
-#![allow(unreachable_pub, reason = "a cdylib has no Rust users; `pub` means its module's interface")]
+#![allow(
+    unreachable_pub,
+    reason = "a cdylib has no Rust users; `pub` means its module's interface"
+)]
 
 mod api;
 mod cluster;

@@ -80,7 +80,9 @@ fn main() {
 pub(crate) fn run(seed: u64) {
     let all = NodeSet::first(3);
     let disks: Vec<_> = all.iter().map(|node| Record::initial(node, 77, all)).collect();
-    let start = |disk: Record, again| Membership::new(disk, Timing::default(), seed ^ disk.node.index() as u64, again);
+    let start = |disk: Record, again| {
+        Membership::new(disk, Timing::default(), seed ^ disk.node.index() as u64, again)
+    };
     let nodes = disks.iter().map(|disk| start(*disk, false)).collect();
     let (now, wire, rng) = (Instant(0), VecDeque::new(), Rng::new(seed));
     let mut cluster = Cluster { now, nodes, disks, up: all, wire, rng };

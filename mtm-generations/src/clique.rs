@@ -32,7 +32,8 @@ impl Connectivity {
 
 /// The largest clique among `nodes`.
 pub fn largest_clique(matrix: &Connectivity, nodes: NodeSet) -> NodeSet {
-    let mut search = Search { adjacent: [NodeSet::EMPTY; MAX_NODES as usize], best: NodeSet::EMPTY };
+    let mut search =
+        Search { adjacent: [NodeSet::EMPTY; MAX_NODES as usize], best: NodeSet::EMPTY };
     for node in nodes {
         search.adjacent[node.index()] = matrix.neighbours(node).intersection(nodes);
     }

@@ -96,7 +96,11 @@ impl Generation {
     }
 
     pub(crate) fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(Self { num: GenNum(r.u64()?), members: node_set(r)?, configured: Configuration::decode(r)? })
+        Ok(Self {
+            num: GenNum(r.u64()?),
+            members: node_set(r)?,
+            configured: Configuration::decode(r)?,
+        })
     }
 }
 
@@ -153,7 +157,11 @@ pub fn elect(
         .iter()
         .filter(|&n| last_online_in(n) == highest)
         .collect();
-    if donors.is_empty() || highest == GenNum(0) { None } else { Some(Elected { generation, donors }) }
+    if donors.is_empty() || highest == GenNum(0) {
+        None
+    } else {
+        Some(Elected { generation, donors })
+    }
 }
 
 /// Reads a 16-bit node set.

@@ -96,7 +96,9 @@ impl Message {
             },
             VOTE_REQUEST => Self::VoteRequest(Generation::decode(&mut r)?),
             VOTE => Self::Vote { num: GenNum(r.u64()?), last_online_in: GenNum(r.u64()?) },
-            VOTE_REFUSED => Self::VoteRefused { num: GenNum(r.u64()?), last_vote: GenNum(r.u64()?) },
+            VOTE_REFUSED => {
+                Self::VoteRefused { num: GenNum(r.u64()?), last_vote: GenNum(r.u64()?) }
+            }
             ELECTED => Self::Elected(Elected::decode(&mut r)?),
             _ => return Err(unknown),
         };

@@ -69,10 +69,14 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Healthy => "all members are connected",
-            Self::MemberUnreachable => "a member is unreachable; a generation without it is being elected",
+            Self::MemberUnreachable => {
+                "a member is unreachable; a generation without it is being elected"
+            }
             Self::NoMajority => "no majority of the configured nodes is connected to this node",
             Self::Recovering => "receiving what other members committed without this node",
-            Self::PromisedLater => "this node voted for a later generation; it campaigns for a new one",
+            Self::PromisedLater => {
+                "this node voted for a later generation; it campaigns for a new one"
+            }
             Self::CatchingUp => "not a member; catching up before asking to be included",
             Self::Campaigning => "not a member; asking to be included",
             Self::Fenced => "transactions announced before the restart are being settled",

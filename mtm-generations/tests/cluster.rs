@@ -24,8 +24,9 @@ fn node(i: usize) -> NodeId {
 
 impl Cluster {
     fn new(seed: u64, loss_percent: u64) -> Self {
-        let disks: Vec<_> =
-            (0..NODES as usize).map(|i| Record::initial(node(i), 7, NodeSet::first(NODES))).collect();
+        let disks: Vec<_> = (0..NODES as usize)
+            .map(|i| Record::initial(node(i), 7, NodeSet::first(NODES)))
+            .collect();
         let nodes = disks
             .iter()
             .enumerate()
@@ -145,7 +146,8 @@ impl Cluster {
         let num = self.nodes[0].current().generation.num;
         self.up.iter().all(|n| {
             let m = &self.nodes[n.index()];
-            m.status_in_generation() == StatusInGeneration::Online && m.current().generation.num == num
+            m.status_in_generation() == StatusInGeneration::Online
+                && m.current().generation.num == num
         })
     }
 }
@@ -182,7 +184,11 @@ fn crashes_and_losses_never_make_two_generations_of_one_number_and_all_heals() {
         let mut cluster = Cluster::new(seed * 7919, 30);
         for _ in 0..8 {
             let i = cluster.draw(u64::from(NODES)) as usize;
-            if cluster.up.contains(node(i)) { cluster.kill(i) } else { cluster.restart(i) }
+            if cluster.up.contains(node(i)) {
+                cluster.kill(i)
+            } else {
+                cluster.restart(i)
+            }
             let ms = 50 + cluster.draw(1_000);
             cluster.run(ms);
         }
@@ -193,7 +199,11 @@ fn crashes_and_losses_never_make_two_generations_of_one_number_and_all_heals() {
         }
         cluster.loss_percent = 0;
         cluster.run(20_000);
-        assert!(cluster.all_online(), "seed {seed}: not all nodes are online: {}", cluster.describe());
+        assert!(
+            cluster.all_online(),
+            "seed {seed}: not all nodes are online: {}",
+            cluster.describe()
+        );
         assert_eq!(cluster.nodes[0].current().generation.members.len(), 3, "seed {seed}");
         changes += cluster.elected.len();
     }

@@ -8,7 +8,8 @@ use mtm_generations::conformance::{Plan, Violation, check};
 fn clusters_come_together_whatever_happened() {
     for nodes in [2, 3, 5] {
         let plan = Plan { nodes, seeds: 0..60, ..Plan::default() };
-        let report = check(|_, _| MemoryStorage::new(), &plan).unwrap_or_else(|e| panic!("{nodes} nodes: {e}"));
+        let report = check(|_, _| MemoryStorage::new(), &plan)
+            .unwrap_or_else(|e| panic!("{nodes} nodes: {e}"));
         println!("{nodes} nodes: {report:?}");
         assert!(report.crashes > 200 && report.interrupted_writes > 50, "{report:?}");
         assert!(report.lost_writes > 50 && report.elected > 200, "{report:?}");

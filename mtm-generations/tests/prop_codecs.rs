@@ -18,9 +18,13 @@ fn num() -> impl Strategy<Value = GenNum> {
 }
 
 fn generation() -> impl Strategy<Value = Generation> {
-    (num(), set(), any::<u32>(), set(), set()).prop_map(|(num, members, version, nodes, previous)| {
-        Generation { num, members, configured: Configuration { version, nodes, previous } }
-    })
+    (num(), set(), any::<u32>(), set(), set()).prop_map(
+        |(num, members, version, nodes, previous)| Generation {
+            num,
+            members,
+            configured: Configuration { version, nodes, previous },
+        },
+    )
 }
 
 fn elected() -> impl Strategy<Value = Elected> {

@@ -202,9 +202,7 @@ impl Message {
 pub fn peek(bytes: &[u8]) -> Result<(Option<Rows>, bool), DecodeError> {
     Ok(match Message::decode(bytes)? {
         Message::Statement(s) => (Some(s.rows), true),
-        Message::Sequence { .. } | Message::Floor { .. } | Message::Unchecked => {
-            (None, true)
-        }
+        Message::Sequence { .. } | Message::Floor { .. } | Message::Unchecked => (None, true),
         Message::End => (Some(Rows::Ordinary), false),
     })
 }
@@ -306,8 +304,9 @@ mod tests {
     }
 
     fn message() -> impl Strategy<Value = Message> {
-        let sequence = (bytes(), bytes(), any::<i64>(), any::<bool>())
-            .prop_map(|(schema, name, last, called)| Message::Sequence { schema, name, last, called });
+        let sequence = (bytes(), bytes(), any::<i64>(), any::<bool>()).prop_map(
+            |(schema, name, last, called)| Message::Sequence { schema, name, last, called },
+        );
         let floor = (bytes(), bytes(), any::<i64>(), any::<bool>())
             .prop_map(|(schema, name, last, strict)| Message::Floor { schema, name, last, strict });
         prop_oneof![statement(), sequence, floor, Just(Message::End), Just(Message::Unchecked)]

@@ -158,7 +158,12 @@ mod tests {
         for oid in [1, 2, 1, 3, 1, 2] {
             let bytes = description(oid, 0);
             let relation = Relation::parse(&bytes).unwrap();
-            cache.get_or_derive(&relation, |_| { derived.push(oid); Ok::<_, Infallible>((oid, ())) }).unwrap();
+            cache
+                .get_or_derive(&relation, |_| {
+                    derived.push(oid);
+                    Ok::<_, Infallible>((oid, ()))
+                })
+                .unwrap();
         }
         assert_eq!(derived, [1, 2, 3, 2]);
     }

@@ -79,7 +79,11 @@ impl<'a> Children<'a> {
     pub fn parse(bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let (numbers, rest) = bytes.as_chunks::<4>();
         let error = Reader::new(bytes).error(DecodeErrorKind::Range("subtransactions"));
-        if rest.is_empty() && numbers.is_sorted_by(|a, b| a < b) { Ok(Self(bytes)) } else { Err(error) }
+        if rest.is_empty() && numbers.is_sorted_by(|a, b| a < b) {
+            Ok(Self(bytes))
+        } else {
+            Err(error)
+        }
     }
 
     /// Appends the numbers, sorting them.

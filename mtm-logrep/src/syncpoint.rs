@@ -169,11 +169,13 @@ mod tests {
     }
 
     fn bounds() -> impl Strategy<Value = Bounds> {
-        prop::collection::vec(prop_oneof![Just(0u64), any::<u64>()], MAX_NODES as usize).prop_map(|of| {
-            let mut bounds = Bounds::new();
-            (1..=MAX_NODES).for_each(|n| bounds.set(node(n), Lsn(of[usize::from(n) - 1])));
-            bounds
-        })
+        prop::collection::vec(prop_oneof![Just(0u64), any::<u64>()], MAX_NODES as usize).prop_map(
+            |of| {
+                let mut bounds = Bounds::new();
+                (1..=MAX_NODES).for_each(|n| bounds.set(node(n), Lsn(of[usize::from(n) - 1])));
+                bounds
+            },
+        )
     }
 
     #[derive(Clone, Copy, Debug)]
@@ -287,7 +289,11 @@ mod tests {
     #[test]
     fn a_peer_far_behind_keeps_the_oldest_and_the_newest() {
         let mut syncpoints = Syncpoints::new(node(1), Lsn(0));
-        let at = |lsn| { let mut b = Bounds::new(); b.set(node(2), Lsn(lsn)); b };
+        let at = |lsn| {
+            let mut b = Bounds::new();
+            b.set(node(2), Lsn(lsn));
+            b
+        };
         (1..=1_000).for_each(|n| syncpoints.read(Syncpoint { position: Lsn(n), bounds: at(n) }));
         assert!(syncpoints.waiting() <= WAITING_MAX);
         assert_eq!(syncpoints.confirm(&at(1)), Lsn(1));

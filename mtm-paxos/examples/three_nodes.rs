@@ -31,7 +31,9 @@ impl Cluster {
             match effect {
                 Effect::Flush(flush) => self.nodes[me.index()].unwritten.push_back(flush),
                 Effect::Send(outgoing) => self.send(me, outgoing),
-                Effect::Decided(value) => println!("{:>9} us  node {me} knows: {value}", self.now.0),
+                Effect::Decided(value) => {
+                    println!("{:>9} us  node {me} knows: {value}", self.now.0)
+                }
             }
         }
     }

@@ -153,18 +153,16 @@ impl<V: WireValue> Message<V> {
         let unknown = r.error(DecodeErrorKind::Unknown("message tag"));
         let message = match r.u8()? {
             PHASE1A => Self::Phase1a { ballot: decode_ballot(&mut r)? },
-            PROMISE => Self::Promise {
-                ballot: decode_ballot(&mut r)?,
-                accepted: decode_accepted(&mut r)?,
-            },
+            PROMISE => {
+                Self::Promise { ballot: decode_ballot(&mut r)?, accepted: decode_accepted(&mut r)? }
+            }
             ACCEPT => Self::Accept { ballot: decode_ballot(&mut r)?, value: V::decode(&mut r)? },
             ACCEPTED => {
                 Self::Accepted { ballot: decode_ballot(&mut r)?, value: V::decode(&mut r)? }
             }
-            REFUSED => Self::Refused {
-                ballot: decode_ballot(&mut r)?,
-                promised: decode_ballot(&mut r)?,
-            },
+            REFUSED => {
+                Self::Refused { ballot: decode_ballot(&mut r)?, promised: decode_ballot(&mut r)? }
+            }
             DECIDED => Self::Decided { value: V::decode(&mut r)? },
             ASK => Self::Ask,
             _ => return Err(unknown),

@@ -37,7 +37,10 @@ fn the_same_seeds_give_the_same_run() {
 fn a_bad_storage_is_found_by_itself() {
     for vice in [Vice::ReturnsEarly, Vice::Tears, Vice::GoesBack] {
         let done = check(|_, _| MemoryStorage::with(vice), &Plan::default());
-        assert!(matches!(done, Err(Violation::Storage { fault: Fault::Lost { .. } | Fault::Torn { .. }, .. })));
+        assert!(matches!(
+            done,
+            Err(Violation::Storage { fault: Fault::Lost { .. } | Fault::Torn { .. }, .. })
+        ));
     }
 }
 

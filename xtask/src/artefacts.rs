@@ -56,10 +56,7 @@ pub fn build(profile: Profile) -> Result<PathBuf> {
         command.arg("--release");
     }
     eprintln!("Building the extension ({profile:?})");
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run cargo")?;
+    let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
     if !output.status.success() {
         bail!("the extension does not compile");
     }
@@ -84,10 +81,7 @@ pub fn settings(tree: &Path) -> Vec<(String, String)> {
     let library = tree.join(format!("usr/lib/postgresql/{MAJOR}/lib"));
     vec![
         ("extension_destdir".into(), tree.display().to_string()),
-        (
-            "dynamic_library_path".into(),
-            format!("{}:$libdir", library.display()),
-        ),
+        ("dynamic_library_path".into(), format!("{}:$libdir", library.display())),
     ]
 }
 

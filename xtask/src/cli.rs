@@ -12,11 +12,7 @@ use std::process::{Command, ExitCode};
 
 /// multimaster: build it, start it, look at it, test it, measure it.
 #[derive(Debug, Parser)]
-#[command(
-    name = "cargo xtask",
-    bin_name = "cargo xtask",
-    disable_help_subcommand = true
-)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
 struct Line {
     #[command(subcommand)]
     verb: Verb,
@@ -182,9 +178,7 @@ fn visit(line: ClusterLine) -> Result<()> {
 }
 
 fn take_dir(arguments: &mut Vec<String>) -> Result<Option<PathBuf>> {
-    let Some(at) = arguments
-        .iter()
-        .position(|word| word == "--dir" || word.starts_with("--dir="))
+    let Some(at) = arguments.iter().position(|word| word == "--dir" || word.starts_with("--dir="))
     else {
         return Ok(None);
     };
@@ -201,19 +195,13 @@ fn take_dir(arguments: &mut Vec<String>) -> Result<Option<PathBuf>> {
 fn start(up: Up, dir: PathBuf) -> Result<()> {
     let profile = Profile::choose(up.profile)?;
     if Cluster::load(&dir).is_ok_and(|cluster| !cluster.complete) {
-        eprintln!(
-            "Removing a cluster that was not completed in {}.",
-            dir.display()
-        );
+        eprintln!("Removing a cluster that was not completed in {}.", dir.display());
         Cluster::clear(&dir)?;
     }
     let cluster = if dir.join("cluster.json").exists() {
         let mut cluster = Cluster::load(&dir)?;
         if !up.set.is_empty() || up.port.is_some() || up.nodes != cluster.nodes.len() {
-            eprintln!(
-                "There is already a cluster in {}; its settings are kept.",
-                dir.display()
-            );
+            eprintln!("There is already a cluster in {}; its settings are kept.", dir.display());
         }
         cluster.start_all(profile)?;
         cluster
@@ -269,11 +257,7 @@ fn psql(cluster: &Cluster, node: usize, arguments: &[String]) -> Result<()> {
 fn logs(cluster: &Cluster, node: usize, follow: bool) -> Result<()> {
     let server = cluster.node(node)?;
     let mut command = Command::new("tail");
-    command.args(if follow {
-        ["-n", "50", "-F"].as_slice()
-    } else {
-        ["-n", "+1"].as_slice()
-    });
+    command.args(if follow { ["-n", "50", "-F"].as_slice() } else { ["-n", "+1"].as_slice() });
     Err(command.arg(&server.log).exec()).context("cannot run tail")
 }
 
@@ -289,9 +273,8 @@ mod tests {
 
     #[test]
     fn directory_is_taken_out_of_psql_arguments() {
-        let mut words: Vec<String> = ["-c", "select 1", "--dir", "/d", "-At"]
-            .map(Into::into)
-            .into();
+        let mut words: Vec<String> =
+            ["-c", "select 1", "--dir", "/d", "-At"].map(Into::into).into();
         assert_eq!(take_dir(&mut words).unwrap(), Some("/d".into()));
         assert_eq!(words, ["-c", "select 1", "-At"]);
         assert!(take_dir(&mut vec!["--dir".into()]).is_err());
@@ -304,9 +287,7 @@ mod tests {
             vec!["x", "cluster", "kill", "1", "--dir", "/d"],
             vec!["x", "cluster", "psql", "--dir", "/d", "1", "-c", "select 1"],
         ] {
-            let Verb::Cluster(line) = Line::try_parse_from(words).unwrap().verb else {
-                panic!()
-            };
+            let Verb::Cluster(line) = Line::try_parse_from(words).unwrap().verb else { panic!() };
             assert_eq!(line.dir, Some("/d".into()));
         }
     }

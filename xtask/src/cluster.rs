@@ -124,11 +124,7 @@ impl Cluster {
             .with_context(|| format!("cannot create {}", dir.display()))?;
         let dir = dir.canonicalize()?;
         give_to_server(&dir.join("s"))?;
-        let port = free_ports(
-            order.port.unwrap_or(21001),
-            order.nodes,
-            order.port.is_some(),
-        )?;
+        let port = free_ports(order.port.unwrap_or(21001), order.nodes, order.port.is_some())?;
         let mut nodes = Vec::new();
         for (id, port) in (1..=order.nodes).zip(port..) {
             nodes.push(Server::new(id, &dir.join(format!("node{id}")), port));
@@ -151,10 +147,7 @@ impl Cluster {
     pub fn load(dir: &Path) -> Result<Self> {
         let file = dir.join(STATE_FILE);
         let text = std::fs::read_to_string(&file).with_context(|| {
-            format!(
-                "no cluster in {} (start one with `cargo xtask cluster up`)",
-                dir.display()
-            )
+            format!("no cluster in {} (start one with `cargo xtask cluster up`)", dir.display())
         })?;
         serde_json::from_str(&text).with_context(|| format!("{} cannot be read", file.display()))
     }
@@ -191,30 +184,21 @@ impl Cluster {
     /// # Errors
     /// When it cannot be opened.
     pub fn session(&self, id: usize) -> Result<Session> {
-        self.node(id)?
-            .connect()
-            .with_context(|| format!("connecting to node {id}"))
+        self.node(id)?.connect().with_context(|| format!("connecting to node {id}"))
     }
 
     /// Directory of the Unix sockets: below the cluster's own unless that makes the socket's name
     /// longer than the kernel allows.
     fn socket_directory(&self) -> PathBuf {
         let own = self.dir.join("s");
-        if own.as_os_str().len() > 85 {
-            PathBuf::from("/tmp")
-        } else {
-            own
-        }
+        if own.as_os_str().len() > 85 { PathBuf::from("/tmp") } else { own }
     }
 
     fn common_settings(&self) -> Vec<(String, String)> {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         vec![
             pair("listen_addresses", "127.0.0.1"),
-            pair(
-                "unix_socket_directories",
-                &self.socket_directory().display().to_string(),
-            ),
+            pair("unix_socket_directories", &self.socket_directory().display().to_string()),
             pair("max_connections", "100"),
             pair("log_line_prefix", "%m [%p] %q%a "),
             pair("timezone", "UTC"),
@@ -235,10 +219,7 @@ impl Cluster {
             settings.extend([
                 pair("shared_preload_libraries", "multimaster"),
                 pair("wal_level", "logical"),
-                pair(
-                    "max_prepared_transactions",
-                    &(self.nodes.len() * 100).to_string(),
-                ),
+                pair("max_prepared_transactions", &(self.nodes.len() * 100).to_string()),
                 pair("max_wal_senders", "16"),
                 pair("max_replication_slots", "32"),
                 pair("max_worker_processes", &workers.to_string()),
@@ -246,10 +227,7 @@ impl Cluster {
             ]);
             // Servers before 15.19 do not have this one.
             if let Some(list) = server.configured("output_plugin_libraries")? {
-                settings.push(pair(
-                    "output_plugin_libraries",
-                    &format!("{list}, multimaster"),
-                ));
+                settings.push(pair("output_plugin_libraries", &format!("{list}, multimaster")));
             }
         }
         settings.push(pair("port", &server.port.to_string()));
@@ -259,15 +237,12 @@ impl Cluster {
 
     /// Nodes that do not know each other yet.
     fn create_equal(&self) -> Result<()> {
-        step(
-            &format!("initdb for {} server(s)", self.nodes.len()),
-            || {
-                self.each(|server| {
-                    server.initdb()?;
-                    server.configure(&self.node_settings(server)?)
-                })
-            },
-        )?;
+        step(&format!("initdb for {} server(s)", self.nodes.len()), || {
+            self.each(|server| {
+                server.initdb()?;
+                server.configure(&self.node_settings(server)?)
+            })
+        })?;
         step("starting", || {
             self.each(|server| {
                 server.start()?;
@@ -292,9 +267,7 @@ impl Cluster {
             }
             let session = primary.connect()?;
             let names = format!("{} (*)", standbys.len());
-            session.run(&format!(
-                "ALTER SYSTEM SET synchronous_standby_names = '{names}'"
-            ))?;
+            session.run(&format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'"))?;
             session.run("ALTER SYSTEM SET synchronous_commit = 'remote_apply'")?;
             session.run("SELECT pg_reload_conf()")?;
             let count =
@@ -310,13 +283,9 @@ impl Cluster {
         step("mtm.init_cluster()", || {
             let (first, peers) = self.nodes.split_first().context("a cluster has nodes")?;
             let session = first.connect()?;
-            session
-                .run("CREATE EXTENSION multimaster")
-                .context("CREATE EXTENSION multimaster")?;
-            let peers: Vec<String> = peers
-                .iter()
-                .map(|peer| format!("'{}'", peer.conninfo()))
-                .collect();
+            session.run("CREATE EXTENSION multimaster").context("CREATE EXTENSION multimaster")?;
+            let peers: Vec<String> =
+                peers.iter().map(|peer| format!("'{}'", peer.conninfo())).collect();
             let call = format!(
                 "SELECT mtm.init_cluster('{}', ARRAY[{}]::text[])",
                 first.conninfo(),
@@ -389,12 +358,7 @@ impl Cluster {
     /// The line that tells people and programs how to reach a node.
     #[must_use]
     pub fn line(&self, server: &Server) -> String {
-        format!(
-            "node {} {} status={}",
-            server.id,
-            server.conninfo(),
-            self.status(server)
-        )
+        format!("node {} {} status={}", server.id, server.conninfo(), self.status(server))
     }
 
     /// Builds again, replaces the staged files and starts what is stopped.
@@ -443,11 +407,7 @@ impl Cluster {
     /// # Errors
     /// When `dir` holds something else.
     pub fn clear(dir: &Path) -> Result<()> {
-        if dir.join(STATE_FILE).exists() {
-            Self::load(dir)?.destroy()
-        } else {
-            Ok(())
-        }
+        if dir.join(STATE_FILE).exists() { Self::load(dir)?.destroy() } else { Ok(()) }
     }
 
     /// Does `work` for every server at the same time.
@@ -457,17 +417,12 @@ impl Cluster {
     pub fn each(&self, work: impl Fn(&Server) -> Result<()> + Sync) -> Result<()> {
         let work = &work;
         std::thread::scope(|scope| {
-            let threads: Vec<_> = self
-                .nodes
-                .iter()
-                .map(|server| scope.spawn(move || work(server)))
-                .collect();
-            threads
-                .into_iter()
-                .try_for_each(|thread| match thread.join() {
-                    Ok(result) => result,
-                    Err(panic) => std::panic::resume_unwind(panic),
-                })
+            let threads: Vec<_> =
+                self.nodes.iter().map(|server| scope.spawn(move || work(server))).collect();
+            threads.into_iter().try_for_each(|thread| match thread.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
         })
     }
 }
@@ -477,9 +432,7 @@ impl Cluster {
 /// # Errors
 /// The server's refusal.
 pub fn create_database(server: &Server) -> Result<()> {
-    let session = server
-        .connect_as("postgres", "xtask")?
-        .patience(Duration::from_secs(60));
+    let session = server.connect_as("postgres", "xtask")?.patience(Duration::from_secs(60));
     session.run(&format!("CREATE DATABASE {DATABASE}"))?;
     // The user is named like the extension's schema; its tables belong into public all the same.
     session.run(&format!("ALTER DATABASE {DATABASE} SET search_path = public"))?;

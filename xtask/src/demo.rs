@@ -58,28 +58,14 @@ pub fn run(options: &Options) -> Result<()> {
     let told = tell(&arena, &dir);
     if options.keep {
         arena.cluster.save()?;
-        println!(
-            "\nThe cluster keeps running in {}:",
-            arena.cluster.dir.display()
-        );
-        println!(
-            "  cargo xtask cluster --dir {} psql 1",
-            arena.cluster.dir.display()
-        );
-        println!(
-            "  cargo xtask cluster --dir {} down --destroy",
-            arena.cluster.dir.display()
-        );
+        println!("\nThe cluster keeps running in {}:", arena.cluster.dir.display());
+        println!("  cargo xtask cluster --dir {} psql 1", arena.cluster.dir.display());
+        println!("  cargo xtask cluster --dir {} down --destroy", arena.cluster.dir.display());
     } else if told.is_ok() {
         arena.cluster.destroy()?;
     } else {
         for node in &arena.cluster.nodes {
-            eprintln!(
-                "node {}, the end of {}:\n{}",
-                node.id,
-                node.log.display(),
-                node.log_tail(8)
-            );
+            eprintln!("node {}, the end of {}:\n{}", node.id, node.log.display(), node.log_tail(8));
         }
         arena.cluster.stop_all()?;
     }
@@ -106,10 +92,7 @@ fn title(number: u32, text: &str) {
 /// Shows a statement and its answer.
 fn show(arena: &Arena, id: usize, sql: &str) -> Result<Rows> {
     println!("node {id}> {sql}");
-    let (names, rows) = arena
-        .on(id)?
-        .query(sql)
-        .with_context(|| format!("on node {id}: {sql}"))?;
+    let (names, rows) = arena.on(id)?.query(sql).with_context(|| format!("on node {id}: {sql}"))?;
     if !names.is_empty() {
         let mut table = Table::new(names);
         for row in &rows {
@@ -155,22 +138,13 @@ fn stage_write_anywhere(arena: &Arena) -> Result<()> {
         show(arena, id, "SELECT * FROM city ORDER BY name")?;
     }
     let seen = arena.same("SELECT name, noted_on FROM city ORDER BY name")?;
-    ensure!(
-        seen == "Basel,node 1;Lyon,node 2;Turin,node 3",
-        "unexpected rows: {seen}"
-    );
-    ensure!(
-        arena.same("SELECT count(DISTINCT id) FROM city")? == "3",
-        "keys collide"
-    );
+    ensure!(seen == "Basel,node 1;Lyon,node 2;Turin,node 3", "unexpected rows: {seen}");
+    ensure!(arena.same("SELECT count(DISTINCT id) FROM city")? == "3", "keys collide");
     Ok(())
 }
 
 fn stage_one_transaction(arena: &Arena) -> Result<()> {
-    title(
-        3,
-        "Definitions and rows in one transaction, on a temporary table's advice",
-    );
+    title(3, "Definitions and rows in one transaction, on a temporary table's advice");
     let session = arena.on(2)?;
     for sql in [
         "BEGIN",
@@ -192,36 +166,21 @@ fn stage_one_transaction(arena: &Arena) -> Result<()> {
         "SELECT name, days - id AS days_minus_id, to_regclass('visited') AS visited FROM city ORDER BY name",
     )?;
     arena.expect("SELECT count(*) FROM city WHERE days = 40 + id", "3")?;
-    arena.expect(
-        "SELECT count(*) FROM pg_indexes WHERE tablename = 'city'",
-        "2",
-    )
+    arena.expect("SELECT count(*) FROM pg_indexes WHERE tablename = 'city'", "2")
 }
 
 fn stage_conflict(arena: &Arena) -> Result<()> {
-    title(
-        4,
-        "Two nodes change the same row: one wins, the other is told",
-    );
+    title(4, "Two nodes change the same row: one wins, the other is told");
     let update = "UPDATE city SET days = days + 1 WHERE name = 'Lyon'";
-    let before: i64 = arena
-        .same("SELECT days FROM city WHERE name = 'Lyon'")?
-        .parse()?;
+    let before: i64 = arena.same("SELECT days FROM city WHERE name = 'Lyon'")?.parse()?;
     for _ in 0..20 {
         let (one, two) = (arena.on(1)?, arena.on(2)?);
         one.run(&format!("BEGIN; {update}"))?;
         two.run(&format!("BEGIN; {update}"))?;
-        let (first, second) = Arena::both(
-            || one.run("COMMIT").map(drop),
-            || two.run("COMMIT").map(drop),
-        );
-        ensure!(
-            first.is_err() || second.is_err(),
-            "both had seen the same row and both committed"
-        );
-        let now: i64 = arena
-            .same("SELECT days FROM city WHERE name = 'Lyon'")?
-            .parse()?;
+        let (first, second) =
+            Arena::both(|| one.run("COMMIT").map(drop), || two.run("COMMIT").map(drop));
+        ensure!(first.is_err() || second.is_err(), "both had seen the same row and both committed");
+        let now: i64 = arena.same("SELECT days FROM city WHERE name = 'Lyon'")?.parse()?;
         let won = i64::from(first.is_ok()) + i64::from(second.is_ok());
         let committed = arena.same("SELECT days FROM city WHERE name = 'Lyon'")?;
         if won == 0 {
@@ -232,10 +191,7 @@ fn stage_conflict(arena: &Arena) -> Result<()> {
         report_conflict(update, 1, &first);
         report_conflict(update, 2, &second);
         let loser = if first.is_err() { &one } else { &two };
-        let error = first
-            .err()
-            .or_else(|| second.err())
-            .context("one of them lost")?;
+        let error = first.err().or_else(|| second.err()).context("one of them lost")?;
         ensure!(error.state == "40001", "the loser got {error}");
         return retry(arena, loser, update, now);
     }
@@ -261,59 +217,35 @@ fn retry(arena: &Arena, loser: &Session, update: &str, now: i64) -> Result<()> {
     println!("\nThe loser tries again, as with any 40001, and nothing is lost:\n");
     loser.run(&format!("BEGIN; {update}; COMMIT"))?;
     show(arena, 3, "SELECT name, days FROM city WHERE name = 'Lyon'")?;
-    arena.expect(
-        "SELECT days FROM city WHERE name = 'Lyon'",
-        &(now + 1).to_string(),
-    )
+    arena.expect("SELECT days FROM city WHERE name = 'Lyon'", &(now + 1).to_string())
 }
 
 fn stage_deadlock(arena: &Arena) -> Result<()> {
-    title(
-        5,
-        "A deadlock across nodes is found at once, not by a timeout",
-    );
+    title(5, "A deadlock across nodes is found at once, not by a timeout");
     let (one, two) = (arena.on(1)?, arena.on(2)?);
     let (first, second) = ("Basel", "Turin");
     let update = |name: &str| format!("UPDATE city SET days = days + 100 WHERE name = '{name}'");
     one.run(&format!("BEGIN; {}; {}", update(first), update(second)))?;
     two.run(&format!("BEGIN; {}; {}", update(second), update(first)))?;
     let start = Instant::now();
-    let (x, y) = Arena::both(
-        || one.run("COMMIT").map(drop),
-        || two.run("COMMIT").map(drop),
-    );
+    let (x, y) = Arena::both(|| one.run("COMMIT").map(drop), || two.run("COMMIT").map(drop));
     let took = start.elapsed();
-    println!(
-        "node 1> BEGIN; update Basel; update Turin; COMMIT   -- {}",
-        word(&x)
-    );
-    println!(
-        "node 2> BEGIN; update Turin; update Basel; COMMIT   -- {}",
-        word(&y)
-    );
+    println!("node 1> BEGIN; update Basel; update Turin; COMMIT   -- {}", word(&x));
+    println!("node 2> BEGIN; update Turin; update Basel; COMMIT   -- {}", word(&y));
     println!(
         "        both were answered after {:.1} ms (deadlock_timeout is 1 s)",
         took.as_secs_f64() * 1000.0
     );
-    ensure!(
-        x.is_err() || y.is_err(),
-        "both had the same rows and both committed"
-    );
+    ensure!(x.is_err() || y.is_err(), "both had the same rows and both committed");
     ensure!(took < Duration::from_secs(1), "it took {took:?}");
     for error in [x.err(), y.err()].into_iter().flatten() {
-        ensure!(
-            ["40001", "40P01"].contains(&error.state.as_str()),
-            "the loser got {error}"
-        );
+        ensure!(["40001", "40P01"].contains(&error.state.as_str()), "the loser got {error}");
     }
     Ok(())
 }
 
 fn word(outcome: &Result<(), SqlError>) -> String {
-    outcome.as_ref().map_or_else(
-        |error| format!("ERROR {}", error.state),
-        |()| "COMMIT".into(),
-    )
+    outcome.as_ref().map_or_else(|error| format!("ERROR {}", error.state), |()| "COMMIT".into())
 }
 
 fn stage_load(arena: &Arena, dir: &Path) -> Result<()> {
@@ -322,11 +254,7 @@ fn stage_load(arena: &Arena, dir: &Path) -> Result<()> {
         .context("pgbench -i on node 2")?;
     println!("node 2> pgbench -i");
     let script = Script::three(100_000);
-    let load = Load {
-        script: &script,
-        clients: &[4, 4, 4],
-        seconds: 5,
-    };
+    let load = Load { script: &script, clients: &[4, 4, 4], seconds: 5 };
     let sample = load.run(&arena.cluster, &dir.join("load"))?;
     let commits = sample.latencies.len();
     println!("all>    pgbench -c 4 -T 5 -f tx3.sql   -- BEGIN, two updates, a select, COMMIT");
@@ -334,36 +262,21 @@ fn stage_load(arena: &Arena, dir: &Path) -> Result<()> {
         "        {commits} commits, {:.0} per second, {} tried again, {} failed\n",
         sample.tps, sample.retried, sample.failed
     );
-    ensure!(
-        sample.failed == 0 && commits > 0,
-        "{} transactions failed for good",
-        sample.failed
-    );
+    ensure!(sample.failed == 0 && commits > 0, "{} transactions failed for good", sample.failed);
     let mut table = Table::new(["node", "rows of pgbench_accounts"]);
     let mut sums = Vec::new();
     for node in &arena.cluster.nodes {
         let all = compare::checksums(node)?;
-        let sum = all
-            .get("public.pgbench_accounts")
-            .cloned()
-            .context("pgbench_accounts is gone")?;
+        let sum =
+            all.get("public.pgbench_accounts").cloned().context("pgbench_accounts is gone")?;
         table.row([node.id.to_string(), sum]);
         sums.push(all);
     }
     println!("{}", table.text("        "));
-    ensure!(
-        sums.windows(2).all(|pair| pair[0] == pair[1]),
-        "the nodes differ"
-    );
-    arena.expect(
-        "SELECT sum(abalance) FROM pgbench_accounts",
-        &(2 * commits).to_string(),
-    )?;
+    ensure!(sums.windows(2).all(|pair| pair[0] == pair[1]), "the nodes differ");
+    arena.expect("SELECT sum(abalance) FROM pgbench_accounts", &(2 * commits).to_string())?;
     compare::everything(arena)?;
-    println!(
-        "        Equal, each counts {} updates, and nothing is left prepared.",
-        2 * commits
-    );
+    println!("        Equal, each counts {} updates, and nothing is left prepared.", 2 * commits);
     Ok(())
 }
 
@@ -395,9 +308,7 @@ fn stage_peer_lost(arena: &Arena) -> Result<()> {
     node.start()?;
     println!("$ cargo xtask cluster start 3");
     let back = Instant::now();
-    until("all nodes write again", Duration::from_secs(30), || {
-        arena.can_write().map(Some)
-    })?;
+    until("all nodes write again", Duration::from_secs(30), || arena.can_write().map(Some))?;
     println!(
         "        every node writes again {:.1} s after the start",
         back.elapsed().as_secs_f64()
@@ -416,10 +327,7 @@ fn stage_peer_lost(arena: &Arena) -> Result<()> {
 
 /// Short runs, taking turns.
 fn stage_cost(arena: &Arena, dir: &Path) -> Result<()> {
-    title(
-        8,
-        "What a commit costs beside one plain server on this machine",
-    );
+    title(8, "What a commit costs beside one plain server on this machine");
     let plain = step("a plain server", || {
         let plain = baseline::plain(dir, &[])?;
         pgbench_init(plain.node(1)?, 1, Duration::from_secs(60))?;
@@ -438,11 +346,7 @@ fn stage_cost(arena: &Arena, dir: &Path) -> Result<()> {
         let (mut own, mut other) = (Vec::new(), Vec::new());
         for round in 0..3 {
             let clients = [clients];
-            let load = Load {
-                script: &script,
-                clients: &clients,
-                seconds: 2,
-            };
+            let load = Load { script: &script, clients: &clients, seconds: 2 };
             other.push(load.run(&plain, &dir.join(format!("cost-plain-{round}")))?);
             own.push(load.run(&arena.cluster, &dir.join(format!("cost-cluster-{round}")))?);
         }

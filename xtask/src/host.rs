@@ -55,16 +55,10 @@ pub fn server_account() -> Result<Option<Account>> {
         let uid: u32 = fields.nth(1)?.parse().ok()?;
         (1000..60_000).contains(&uid).then(|| name.to_owned())
     });
-    let names = std::iter::once("postgres".to_owned())
-        .chain(ordinary)
-        .chain(["nobody".to_owned()]);
+    let names = std::iter::once("postgres".to_owned()).chain(ordinary).chain(["nobody".to_owned()]);
     for name in names {
         if let Some(user) = User::from_name(&name)? {
-            return Ok(Some(Account {
-                name,
-                uid: user.uid.as_raw(),
-                gid: user.gid.as_raw(),
-            }));
+            return Ok(Some(Account { name, uid: user.uid.as_raw(), gid: user.gid.as_raw() }));
         }
     }
     bail!("PostgreSQL does not run as root and there is no other account to run it")
@@ -76,11 +70,7 @@ pub fn server_account() -> Result<Option<Account>> {
 /// As [`server_account`].
 pub fn as_server(program: impl AsRef<Path>) -> Result<Command> {
     let program = program.as_ref();
-    let path = if program.is_absolute() {
-        program.to_path_buf()
-    } else {
-        bindir().join(program)
-    };
+    let path = if program.is_absolute() { program.to_path_buf() } else { bindir().join(program) };
     let mut command = Command::new(path);
     clean_environment(&mut command);
     command.stdin(Stdio::null()).current_dir("/");
@@ -126,11 +116,7 @@ pub fn give_to_server(path: &Path) -> Result<()> {
 /// # Errors
 /// When that cannot be found out.
 pub fn server_can_write(path: &Path) -> Result<bool> {
-    Ok(as_server("/usr/bin/test")?
-        .arg("-w")
-        .arg(path)
-        .status()?
-        .success())
+    Ok(as_server("/usr/bin/test")?.arg("-w").arg(path).status()?.success())
 }
 
 /// Where a cluster called `name` lives unless the user says otherwise: below the repository, or,
@@ -143,10 +129,7 @@ pub fn default_directory(name: &str) -> Result<PathBuf> {
     if !is_root() {
         return Ok(own.join(name));
     }
-    let probe = as_server("/usr/bin/test")?
-        .arg("-x")
-        .arg(repository())
-        .status()?;
+    let probe = as_server("/usr/bin/test")?.arg("-x").arg(repository()).status()?;
     if probe.success() {
         return Ok(own.join(name));
     }
@@ -167,10 +150,7 @@ pub fn server_version() -> Result<String> {
         .output()
         .with_context(|| format!("PostgreSQL {MAJOR} is not installed"))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let version = text
-        .split_whitespace()
-        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
-    Ok(version
-        .context("postgres --version says nothing")?
-        .to_owned())
+    let version =
+        text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+    Ok(version.context("postgres --version says nothing")?.to_owned())
 }

@@ -63,20 +63,12 @@ pub struct Options {
 /// When one of them fails.
 pub fn run(options: &Options) -> Result<()> {
     if options.list {
-        crate::suite::names()
-            .iter()
-            .for_each(|name| println!("{name}"));
+        crate::suite::names().iter().for_each(|name| println!("{name}"));
         return Ok(());
     }
     let logs = logs_directory()?;
     let mut sum = Tally::default();
-    for layer in [
-        Layer::Unit,
-        Layer::Loom,
-        Layer::Sim,
-        Layer::Tla,
-        Layer::Cluster,
-    ] {
+    for layer in [Layer::Unit, Layer::Loom, Layer::Sim, Layer::Tla, Layer::Cluster] {
         if options.layer != layer && options.layer != Layer::All {
             continue;
         }
@@ -86,17 +78,11 @@ pub fn run(options: &Options) -> Result<()> {
             Ok(None) => continue,
             Err(error) => {
                 println!("{layer:?}: {error:#}");
-                Tally {
-                    passed: 0,
-                    failed: 1,
-                }
+                Tally { passed: 0, failed: 1 }
             }
         };
         let seconds = start.elapsed().as_secs_f64();
-        println!(
-            "{layer:?}: {} passed, {} failed ({seconds:.0} s)\n",
-            tally.passed, tally.failed
-        );
+        println!("{layer:?}: {} passed, {} failed ({seconds:.0} s)\n", tally.passed, tally.failed);
         sum.add(tally);
     }
     println!("{} passed, {} failed", sum.passed, sum.failed);
@@ -143,9 +129,7 @@ fn run_layer(layer: Layer, options: &Options, logs: &Path) -> Result<Option<Tall
             let target = std::env::var("CARGO_TARGET_DIR")
                 .map_or_else(|_| repository().join("target"), PathBuf::from);
             command.args(["test", "-p", "mtm-dmq", "--release", "--test", "loom"]);
-            command
-                .env("RUSTFLAGS", "--cfg loom")
-                .env("CARGO_TARGET_DIR", target.join("loom"));
+            command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", target.join("loom"));
             observe(command, logs, "loom").map(Some)
         }
         Layer::Sim => {
@@ -196,9 +180,7 @@ fn observe(mut command: Command, logs: &Path, name: &str) -> Result<Tally> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit());
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("cannot run {name}"))?;
+    let mut child = command.spawn().with_context(|| format!("cannot run {name}"))?;
     let mut tally = Tally::default();
     let output = child.stdout.take().context("the output is piped")?;
     for line in BufReader::new(output).lines() {
@@ -215,10 +197,7 @@ fn observe(mut command: Command, logs: &Path, name: &str) -> Result<Tally> {
     }
     let status = child.wait()?;
     if !status.success() && tally.failed == 0 {
-        println!(
-            "{name} failed ({status}); its output is in {}",
-            file.display()
-        );
+        println!("{name} failed ({status}); its output is in {}", file.display());
         tally.failed = 1;
     } else if tally == Tally::default() {
         tally.passed = 1;
@@ -232,20 +211,15 @@ fn describe(command: &Command) -> String {
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned();
-    let arguments = command
-        .get_args()
-        .map(|word| word.to_string_lossy().into_owned());
-    std::iter::once(program)
-        .chain(arguments)
-        .collect::<Vec<_>>()
-        .join(" ")
+    let arguments = command.get_args().map(|word| word.to_string_lossy().into_owned());
+    std::iter::once(program).chain(arguments).collect::<Vec<_>>().join(" ")
 }
 
 /// Reads `test result: ok. 12 passed; 0 failed; ...` and `12 passed, 0 failed`.
 fn summary(line: &str) -> Option<Tally> {
-    let line = line.strip_prefix("test result: ").map_or(line, |rest| {
-        rest.split_once(". ").map_or(rest, |pair| pair.1)
-    });
+    let line = line
+        .strip_prefix("test result: ")
+        .map_or(line, |rest| rest.split_once(". ").map_or(rest, |pair| pair.1));
     let mut parts = line.split([';', ',']).map(str::trim);
     let passed = parts.next()?.strip_suffix(" passed")?.parse().ok()?;
     let failed = parts.next()?.strip_suffix(" failed")?.parse().ok()?;
@@ -260,20 +234,8 @@ mod tests {
     fn summaries_are_read() {
         let cargo =
             "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out";
-        assert_eq!(
-            summary(cargo),
-            Some(Tally {
-                passed: 12,
-                failed: 3
-            })
-        );
-        assert_eq!(
-            summary("7 passed, 0 failed"),
-            Some(Tally {
-                passed: 7,
-                failed: 0
-            })
-        );
+        assert_eq!(summary(cargo), Some(Tally { passed: 12, failed: 3 }));
+        assert_eq!(summary("7 passed, 0 failed"), Some(Tally { passed: 7, failed: 0 }));
         assert_eq!(summary("test a ... ok"), None);
     }
 }

@@ -11,14 +11,8 @@ use std::process::{Command, Stdio};
 const NEEDED: &[(&str, &str)] = &[
     ("postgresql-15", "/usr/lib/postgresql/15/bin/postgres"),
     ("postgresql-client-15", "/usr/lib/postgresql/15/bin/psql"),
-    (
-        "postgresql-server-dev-15",
-        "/usr/lib/postgresql/15/bin/pg_config",
-    ),
-    (
-        "postgresql-contrib",
-        "/usr/share/postgresql/15/extension/hstore.control",
-    ),
+    ("postgresql-server-dev-15", "/usr/lib/postgresql/15/bin/pg_config"),
+    ("postgresql-contrib", "/usr/share/postgresql/15/extension/hstore.control"),
     ("libpq-dev", "/usr/include/postgresql/libpq-fe.h"),
     ("libkrb5-dev", "/usr/include/gssapi/gssapi.h"),
     ("clang", "/usr/bin/clang"),
@@ -30,10 +24,8 @@ const NEEDED: &[(&str, &str)] = &[
 const CREATE_CLUSTER: &str = "/etc/postgresql-common/createcluster.conf";
 
 /// What the model checker needs.
-const FOR_MODELS: &[(&str, &str)] = &[
-    ("default-jre-headless", "/usr/bin/java"),
-    ("python3-pip", "/usr/bin/pip"),
-];
+const FOR_MODELS: &[(&str, &str)] =
+    &[("default-jre-headless", "/usr/bin/java"), ("python3-pip", "/usr/bin/pip")];
 
 fn missing(needed: &[(&'static str, &'static str)]) -> Vec<&'static str> {
     needed
@@ -49,9 +41,7 @@ fn missing(needed: &[(&'static str, &'static str)]) -> Vec<&'static str> {
 }
 
 fn is_installed(package: &str) -> bool {
-    let query = Command::new("dpkg-query")
-        .args(["-W", "-f=${db:Status-Status}", package])
-        .output();
+    let query = Command::new("dpkg-query").args(["-W", "-f=${db:Status-Status}", package]).output();
     query.is_ok_and(|out| out.stdout == b"installed")
 }
 
@@ -93,10 +83,7 @@ fn install(needed: &[(&'static str, &'static str)]) -> Result<()> {
             missing.join(", ")
         );
     }
-    eprintln!(
-        "Missing Debian packages: {}. Installing as root:",
-        missing.join(", ")
-    );
+    eprintln!("Missing Debian packages: {}. Installing as root:", missing.join(", "));
     apt(&["update"])?;
     let mut arguments = vec!["install", "-y", "--no-install-recommends"];
     arguments.extend(&all);
@@ -127,12 +114,7 @@ fn apt(arguments: &[&str]) -> Result<()> {
 /// port 5432. The switch is put back afterwards.
 fn without_default_cluster(install: impl FnOnce() -> Result<()>) -> Result<()> {
     if !Path::new(CREATE_CLUSTER).exists() {
-        apt(&[
-            "install",
-            "-y",
-            "--no-install-recommends",
-            "postgresql-common",
-        ])?;
+        apt(&["install", "-y", "--no-install-recommends", "postgresql-common"])?;
     }
     let before = std::fs::read_to_string(CREATE_CLUSTER).unwrap_or_default();
     let kept: String = before
@@ -140,11 +122,8 @@ fn without_default_cluster(install: impl FnOnce() -> Result<()>) -> Result<()> {
         .filter(|line| !line.trim_start().starts_with("create_main_cluster"))
         .map(|line| format!("{line}\n"))
         .collect();
-    std::fs::write(
-        CREATE_CLUSTER,
-        format!("{kept}create_main_cluster = false\n"),
-    )
-    .with_context(|| format!("cannot write {CREATE_CLUSTER}"))?;
+    std::fs::write(CREATE_CLUSTER, format!("{kept}create_main_cluster = false\n"))
+        .with_context(|| format!("cannot write {CREATE_CLUSTER}"))?;
     let result = install();
     std::fs::write(CREATE_CLUSTER, before)
         .with_context(|| format!("cannot restore {CREATE_CLUSTER}"))?;

@@ -57,10 +57,7 @@ pub fn state(pid: i32) -> Option<State> {
 pub fn signal_all(data: &Path, signal: Signal) -> Vec<i32> {
     let mut done = Vec::new();
     loop {
-        let new: Vec<i32> = of_server(data)
-            .into_iter()
-            .filter(|pid| !done.contains(pid))
-            .collect();
+        let new: Vec<i32> = of_server(data).into_iter().filter(|pid| !done.contains(pid)).collect();
         if new.is_empty() {
             return done;
         }
@@ -82,11 +79,7 @@ pub fn wait_gone(pids: &[i32], limit: Duration) -> Result<()> {
     let waited = crate::wait::until("all processes of the server are gone", limit, || {
         Ok((!pids.iter().any(there)).then_some(()))
     });
-    if pids.iter().any(|pid| state(*pid).is_some()) {
-        waited
-    } else {
-        Ok(())
-    }
+    if pids.iter().any(|pid| state(*pid).is_some()) { waited } else { Ok(()) }
 }
 
 /// Resident private memory of all processes of the server, in bytes.
@@ -96,11 +89,8 @@ pub fn private_memory(data: &Path) -> u64 {
         .into_iter()
         .filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok())
         .map(|text| {
-            let kilobytes = |line: &str| {
-                line.split_whitespace()
-                    .nth(1)
-                    .and_then(|n| n.parse::<u64>().ok())
-            };
+            let kilobytes =
+                |line: &str| line.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok());
             text.lines()
                 .filter(|line| line.starts_with("Private_"))
                 .filter_map(kilobytes)

@@ -43,13 +43,7 @@ impl Server {
     /// Names the server and its files below `home`; nothing is created.
     #[must_use]
     pub fn new(id: usize, home: &Path, port: u16) -> Self {
-        Self {
-            id,
-            port,
-            data: home.join("data"),
-            log: home.join("postgres.log"),
-            pid: None,
-        }
+        Self { id, port, data: home.join("data"), log: home.join("postgres.log"), pid: None }
     }
 
     fn home(&self) -> &Path {
@@ -59,10 +53,7 @@ impl Server {
     /// How clients and the other nodes reach it.
     #[must_use]
     pub fn conninfo(&self) -> String {
-        format!(
-            "host=127.0.0.1 port={} dbname={DATABASE} user={DATABASE}",
-            self.port
-        )
+        format!("host=127.0.0.1 port={} dbname={DATABASE} user={DATABASE}", self.port)
     }
 
     /// Makes the directory above the data directory, owned by the servers' account.
@@ -89,10 +80,7 @@ impl Server {
     pub fn initdb(&self) -> Result<()> {
         self.make_home()?;
         let mut command = as_server("initdb")?;
-        command
-            .arg("-D")
-            .arg(&self.data)
-            .args(["-U", DATABASE, "-E", "UTF8"]);
+        command.arg("-D").arg(&self.data).args(["-U", DATABASE, "-E", "UTF8"]);
         command.args(["--locale=C.UTF-8", "--auth=trust", "--no-sync"]);
         succeed(command, "initdb")
     }
@@ -104,14 +92,8 @@ impl Server {
     pub fn clone_from(&self, from: &Self, name: &str) -> Result<()> {
         self.make_home()?;
         let mut command = as_server("pg_basebackup")?;
-        command
-            .arg("-D")
-            .arg(&self.data)
-            .args(["-R", "-c", "fast", "-X", "stream", "--no-sync"]);
-        command.args([
-            "-d",
-            &format!("{} application_name={name}", from.conninfo()),
-        ]);
+        command.arg("-D").arg(&self.data).args(["-R", "-c", "fast", "-X", "stream", "--no-sync"]);
+        command.args(["-d", &format!("{} application_name={name}", from.conninfo())]);
         succeed(command, "pg_basebackup")
     }
 
@@ -134,11 +116,8 @@ impl Server {
     /// # Errors
     /// When the server's program cannot be run.
     pub fn configured(&self, name: &str) -> Result<Option<String>> {
-        let output = as_server("postgres")?
-            .arg("-D")
-            .arg(&self.data)
-            .args(["-C", name])
-            .output()?;
+        let output =
+            as_server("postgres")?.arg("-D").arg(&self.data).args(["-C", name]).output()?;
         let value = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         Ok(output.status.success().then_some(value))
     }
@@ -155,11 +134,7 @@ impl Server {
         command.arg("-D").arg(&self.data).arg("-l").arg(&self.log);
         command.args(["-w", "-t", "120", "start"]);
         succeed(command, "pg_ctl start").with_context(|| {
-            format!(
-                "node {} does not start; its log ends:\n{}",
-                self.id,
-                self.log_tail(20)
-            )
+            format!("node {} does not start; its log ends:\n{}", self.id, self.log_tail(20))
         })
     }
 
@@ -173,16 +148,9 @@ impl Server {
         }
         self.thaw();
         let mut command = as_server("pg_ctl")?;
-        command
-            .arg("-D")
-            .arg(&self.data)
-            .args(["-m", "fast", "-w", "-t", "60", "stop"]);
+        command.arg("-D").arg(&self.data).args(["-m", "fast", "-w", "-t", "60", "stop"]);
         succeed(command, "pg_ctl stop").with_context(|| {
-            format!(
-                "node {} does not stop; its log ends:\n{}",
-                self.id,
-                self.log_tail(20)
-            )
+            format!("node {} does not stop; its log ends:\n{}", self.id, self.log_tail(20))
         })
     }
 
@@ -261,10 +229,7 @@ impl Server {
         let text = std::fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let all: Vec<&str> = text.lines().collect();
-        all[all.len().saturating_sub(lines)..]
-            .iter()
-            .map(|line| format!("    {line}\n"))
-            .collect()
+        all[all.len().saturating_sub(lines)..].iter().map(|line| format!("    {line}\n")).collect()
     }
 }
 
@@ -280,11 +245,7 @@ pub fn succeed(mut command: Command, what: &str) -> Result<()> {
         return Ok(());
     }
     let said = [output.stdout, output.stderr].concat();
-    bail!(
-        "{what} failed ({}):\n{}",
-        output.status,
-        String::from_utf8_lossy(&said).trim_end()
-    )
+    bail!("{what} failed ({}):\n{}", output.status, String::from_utf8_lossy(&said).trim_end())
 }
 
 /// `count` free ports in a row, from `first` on; if `exact`, exactly those.
@@ -296,18 +257,13 @@ pub fn free_ports(first: u16, count: usize, exact: bool) -> Result<u16> {
     let mut base = first;
     loop {
         let range = base..base.saturating_add(u16::try_from(count)?);
-        let taken: Vec<String> = range
-            .filter(|port| !is_free(*port))
-            .map(|port| port.to_string())
-            .collect();
+        let taken: Vec<String> =
+            range.filter(|port| !is_free(*port)).map(|port| port.to_string()).collect();
         if taken.is_empty() {
             return Ok(base);
         }
         if exact {
-            bail!(
-                "port {} is in use; choose another with --port",
-                taken.join(", ")
-            );
+            bail!("port {} is in use; choose another with --port", taken.join(", "));
         }
         if base > first.saturating_add(900) {
             bail!("no {count} free ports in a row above {first}");

@@ -35,11 +35,7 @@ impl fmt::Display for SqlError {
         write!(
             f,
             "{}: {}",
-            if self.state.is_empty() {
-                "no answer"
-            } else {
-                &self.state
-            },
+            if self.state.is_empty() { "no answer" } else { &self.state },
             self.message
         )?;
         if !self.detail.is_empty() {
@@ -68,12 +64,7 @@ impl From<tokio_postgres::Error> for SqlError {
                 if let Some(source) = std::error::Error::source(&error) {
                     message = format!("{message}: {source}");
                 }
-                Self {
-                    state: String::new(),
-                    message,
-                    detail: String::new(),
-                    hint: String::new(),
-                }
+                Self { state: String::new(), message, detail: String::new(), hint: String::new() }
             }
         }
     }
@@ -83,11 +74,7 @@ fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
-        builder
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .expect("threads can be started")
+        builder.worker_threads(1).enable_all().build().expect("threads can be started")
     })
 }
 
@@ -143,29 +130,19 @@ impl Session {
         runtime().spawn(async move {
             let mut messages = poll_fn(move |cx| connection.poll_message(cx));
             while let Some(Ok(message)) = messages.next().await {
-                let mut heard = ears
-                    .lock()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                let mut heard = ears.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 match message {
                     AsyncMessage::Notice(notice) => {
-                        heard
-                            .notices
-                            .push(format!("{}: {}", notice.severity(), notice.message()));
+                        heard.notices.push(format!("{}: {}", notice.severity(), notice.message()));
                     }
                     AsyncMessage::Notification(note) => {
-                        heard
-                            .notifications
-                            .push((note.channel().into(), note.payload().into()));
+                        heard.notifications.push((note.channel().into(), note.payload().into()));
                     }
                     _ => {}
                 }
             }
         });
-        Ok(Self {
-            client,
-            heard,
-            limit: PATIENCE,
-        })
+        Ok(Self { client, heard, limit: PATIENCE })
     }
 
     /// Changes how long a statement may take before this side gives up.
@@ -186,11 +163,7 @@ impl Session {
             match message {
                 SimpleQueryMessage::RowDescription(_) => rows.clear(),
                 SimpleQueryMessage::Row(row) => {
-                    rows.push(
-                        (0..row.len())
-                            .map(|i| row.get(i).map(ToOwned::to_owned))
-                            .collect(),
-                    );
+                    rows.push((0..row.len()).map(|i| row.get(i).map(ToOwned::to_owned)).collect());
                 }
                 _ => {}
             }
@@ -209,17 +182,10 @@ impl Session {
             match message {
                 SimpleQueryMessage::RowDescription(columns) => {
                     rows.clear();
-                    names = columns
-                        .iter()
-                        .map(|column| column.name().to_owned())
-                        .collect();
+                    names = columns.iter().map(|column| column.name().to_owned()).collect();
                 }
                 SimpleQueryMessage::Row(row) => {
-                    rows.push(
-                        (0..row.len())
-                            .map(|i| row.get(i).map(ToOwned::to_owned))
-                            .collect(),
-                    );
+                    rows.push((0..row.len()).map(|i| row.get(i).map(ToOwned::to_owned)).collect());
                 }
                 _ => {}
             }
@@ -299,9 +265,7 @@ impl Session {
     /// # Errors
     /// The server's error.
     pub fn backend(&self) -> Result<i32> {
-        self.one("SELECT pg_backend_pid()")?
-            .parse()
-            .context("pg_backend_pid is no number")
+        self.one("SELECT pg_backend_pid()")?.parse().context("pg_backend_pid is no number")
     }
 
     /// A handle that can cancel whatever the session is doing.
@@ -313,20 +277,14 @@ impl Session {
     /// Notices and warnings heard since the last call.
     #[must_use]
     pub fn notices(&self) -> Vec<String> {
-        let mut heard = self
-            .heard
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut heard = self.heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         std::mem::take(&mut heard.notices)
     }
 
     /// Notifications (channel, payload) heard since the last call.
     #[must_use]
     pub fn notifications(&self) -> Vec<(String, String)> {
-        let mut heard = self
-            .heard
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut heard = self.heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         std::mem::take(&mut heard.notifications)
     }
 }

@@ -11,10 +11,7 @@ impl Table {
     /// An empty table with these column names.
     #[must_use]
     pub fn new<S: Into<String>>(heading: impl IntoIterator<Item = S>) -> Self {
-        Self {
-            heading: heading.into_iter().map(Into::into).collect(),
-            rows: Vec::new(),
-        }
+        Self { heading: heading.into_iter().map(Into::into).collect(), rows: Vec::new() }
     }
 
     /// Adds a row.
@@ -28,10 +25,7 @@ impl Table {
         (0..self.heading.len())
             .map(|i| {
                 let cells = self.rows.iter().map(|row| row[i].chars().count());
-                cells
-                    .chain([self.heading[i].chars().count()])
-                    .max()
-                    .unwrap_or(0)
+                cells.chain([self.heading[i].chars().count()]).max().unwrap_or(0)
             })
             .collect()
     }
@@ -65,10 +59,7 @@ impl Table {
     pub fn text(&self, indent: &str) -> String {
         let widths = self.widths();
         let rule: Vec<String> = widths.iter().map(|width| "-".repeat(*width)).collect();
-        let mut out = format!(
-            "{indent}{}\n",
-            self.line(&self.heading, &widths, " | ").trim_end()
-        );
+        let mut out = format!("{indent}{}\n", self.line(&self.heading, &widths, " | ").trim_end());
         out += &format!("{indent}{}\n", rule.join("-+-"));
         for row in &self.rows {
             out += &format!("{indent}{}\n", self.line(row, &widths, " | ").trim_end());
@@ -83,11 +74,7 @@ impl Table {
         let rule: Vec<String> = (0..widths.len())
             .map(|i| {
                 let dashes = "-".repeat(widths[i].max(2) - 1);
-                if self.is_number(i) {
-                    format!("{dashes}:")
-                } else {
-                    format!("{dashes}-")
-                }
+                if self.is_number(i) { format!("{dashes}:") } else { format!("{dashes}-") }
             })
             .collect();
         let mut out = format!("| {} |\n", self.line(&self.heading, &widths, " | "));
@@ -108,14 +95,7 @@ mod tests {
         let mut table = Table::new(["name", "tps"]);
         table.row(["a", "1000"]);
         table.row(["bcdef", "7"]);
-        assert_eq!(
-            table.text(""),
-            "name  |  tps\n------+-----\na     | 1000\nbcdef |    7\n"
-        );
-        assert!(
-            table
-                .markdown()
-                .starts_with("| name  |  tps |\n| ----- | ---: |\n")
-        );
+        assert_eq!(table.text(""), "name  |  tps\n------+-----\na     | 1000\nbcdef |    7\n");
+        assert!(table.markdown().starts_with("| name  |  tps |\n| ----- | ---: |\n"));
     }
 }

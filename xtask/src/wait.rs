@@ -51,12 +51,6 @@ pub fn step<T>(what: &str, job: impl FnOnce() -> Result<T>) -> Result<T> {
     let result = job();
     let word = if result.is_ok() { "ok" } else { "!!" };
     let lead = if live { "\r" } else { "" };
-    mark(
-        &mut out,
-        format!(
-            "{lead}  {word} {what} ({:.1} s)\n",
-            start.elapsed().as_secs_f64()
-        ),
-    );
+    mark(&mut out, format!("{lead}  {word} {what} ({:.1} s)\n", start.elapsed().as_secs_f64()));
     result
 }

@@ -19,9 +19,25 @@ fn root() -> PathBuf {
 fn text(tokens: impl ToTokens) -> String {
     let mut text = tokens.to_token_stream().to_string();
     for (from, to) in [
-        (" ::", "::"), (":: ", "::"), (" <", "<"), ("< ", "<"), (" >", ">"), (" ,", ","), (" (", "("),
-        ("( ", "("), (" )", ")"), (" :", ":"), ("& ", "&"), (" ;", ";"), ("[ ", "["), (" ]", "]"),
-        (",)", ")"), (",>", ">"), ("->", " -> "), ("  ", " "), ("- >", "->"),
+        (" ::", "::"),
+        (":: ", "::"),
+        (" <", "<"),
+        ("< ", "<"),
+        (" >", ">"),
+        (" ,", ","),
+        (" (", "("),
+        ("( ", "("),
+        (" )", ")"),
+        (" :", ":"),
+        ("& ", "&"),
+        (" ;", ";"),
+        ("[ ", "["),
+        (" ]", "]"),
+        (",)", ")"),
+        (",>", ">"),
+        ("->", " -> "),
+        ("  ", " "),
+        ("- >", "->"),
     ] {
         text = text.replace(from, to);
     }
@@ -47,7 +63,8 @@ impl Surface {
 
     /// Items of a file, and of the files of its modules.
     fn file(&mut self, file: &Path, directory: &Path, module: &str) {
-        let source = std::fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let source =
+            std::fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         let parsed = syn::parse_file(&source).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         self.items(&parsed.items, directory, module);
     }
@@ -69,7 +86,8 @@ impl Surface {
                 match &m.content {
                     Some((_, items)) => self.items(items, &directory, &inner),
                     None => {
-                        let (flat, nested) = (directory.with_extension("rs"), directory.join("mod.rs"));
+                        let (flat, nested) =
+                            (directory.with_extension("rs"), directory.join("mod.rs"));
                         self.file(if flat.exists() { &flat } else { &nested }, &directory, &inner);
                     }
                 }
@@ -81,9 +99,19 @@ impl Surface {
             Item::Type(t) if is_public(&t.vis) => {
                 self.say(module, &format!("type {} = {}", t.ident, text(&t.ty)));
             }
-            Item::Use(u) if is_public(&u.vis) => self.say(module, &format!("use {}", text(&u.tree))),
+            Item::Use(u) if is_public(&u.vis) => {
+                self.say(module, &format!("use {}", text(&u.tree)))
+            }
             Item::Struct(s) if is_public(&s.vis) => {
-                self.say(module, &format!("struct {}{}{}", s.ident, text(&s.generics), text(&s.generics.where_clause)));
+                self.say(
+                    module,
+                    &format!(
+                        "struct {}{}{}",
+                        s.ident,
+                        text(&s.generics),
+                        text(&s.generics.where_clause)
+                    ),
+                );
                 self.derives(module, &s.ident.to_string(), &s.attrs);
                 self.fields(module, &s.ident.to_string(), &s.fields, false);
             }
@@ -97,7 +125,10 @@ impl Surface {
                 }
             }
             Item::Trait(t) if is_public(&t.vis) => {
-                self.say(module, &format!("trait {}{}: {}", t.ident, text(&t.generics), text(&t.supertraits)));
+                self.say(
+                    module,
+                    &format!("trait {}{}: {}", t.ident, text(&t.generics), text(&t.supertraits)),
+                );
                 for item in &t.items {
                     let what = match item {
                         TraitItem::Fn(f) => text(&f.sig),
@@ -120,7 +151,9 @@ impl Surface {
         }
         for item in &i.items {
             match item {
-                ImplItem::Fn(f) if is_public(&f.vis) => self.say(module, &format!("{of}: {}", text(&f.sig))),
+                ImplItem::Fn(f) if is_public(&f.vis) => {
+                    self.say(module, &format!("{of}: {}", text(&f.sig)))
+                }
                 ImplItem::Const(c) if is_public(&c.vis) => {
                     self.say(module, &format!("{of}: const {}: {}", c.ident, text(&c.ty)));
                 }
@@ -139,7 +172,8 @@ impl Surface {
 
     fn fields(&mut self, module: &str, name: &str, fields: &Fields, all: bool) {
         for (i, field) in fields.iter().enumerate().filter(|(_, f)| all || is_public(&f.vis)) {
-            let field_name = field.ident.as_ref().map_or_else(|| i.to_string(), ToString::to_string);
+            let field_name =
+                field.ident.as_ref().map_or_else(|| i.to_string(), ToString::to_string);
             self.say(module, &format!("{name}.{field_name}: {}", text(&field.ty)));
         }
     }
@@ -164,19 +198,26 @@ fn the_public_surface_is_the_written_one() {
             std::fs::write(&file, &now).expect("the directory is there");
         }
         let before = std::fs::read_to_string(&file).unwrap_or_default();
-        let (old, new): (BTreeSet<_>, BTreeSet<_>) = (before.lines().collect(), now.lines().collect());
+        let (old, new): (BTreeSet<_>, BTreeSet<_>) =
+            (before.lines().collect(), now.lines().collect());
         wrong.extend(old.difference(&new).map(|line| format!("- {line}")));
         wrong.extend(new.difference(&old).map(|line| format!("+ {line}")));
     }
-    assert!(wrong.is_empty(), "the public surface has changed (see the head of this file):\n{}", wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "the public surface has changed (see the head of this file):\n{}",
+        wrong.join("\n")
+    );
 }
 
 /// "No PostgreSQL, async runtime or logger in a public API", nor anywhere else in these crates.
 #[test]
 fn the_libraries_need_next_to_nothing() {
-    const ALLOWED: [&str; 7] = ["mtm-core", "bytes", "crc32fast", "smallvec", "thiserror", "loom", "proptest"];
+    const ALLOWED: [&str; 7] =
+        ["mtm-core", "bytes", "crc32fast", "smallvec", "thiserror", "loom", "proptest"];
     for name in CRATES {
-        let manifest = std::fs::read_to_string(root().join(name).join("Cargo.toml")).expect("it is there");
+        let manifest =
+            std::fs::read_to_string(root().join(name).join("Cargo.toml")).expect("it is there");
         for line in manifest.lines().filter(|line| line.contains("workspace = true")) {
             let dependency = line.split(['.', ' ']).next().unwrap_or_default();
             let of_package = ["version", "edition", "rust-version", "license", "workspace"];
@@ -184,7 +225,9 @@ fn the_libraries_need_next_to_nothing() {
             assert!(known, "{name} depends on {dependency}");
         }
         let surface = surface_of(name);
-        for word in ["pgrx", "pg_sys", "tokio", "async ", "log::", "tracing", "std::time", "std::net"] {
+        for word in
+            ["pgrx", "pg_sys", "tokio", "async ", "log::", "tracing", "std::time", "std::net"]
+        {
             assert!(!surface.contains(word), "{word} is in the public surface of {name}");
         }
     }

@@ -88,10 +88,10 @@ impl Entry {
         let settling = self.settlement.is_some_and(|s| s.decree().is_none());
         settling
             || match &self.role {
-                Role::Own(c) => {
-                    c.state() == CoordinatorState::GivenUp || !c.missing().is_empty()
+                Role::Own(c) => c.state() == CoordinatorState::GivenUp || !c.missing().is_empty(),
+                Role::Peer(p) => {
+                    p.is_undecided() || p.state() == ParticipantState::AbortAccepted(false)
                 }
-                Role::Peer(p) => p.is_undecided() || p.state() == ParticipantState::AbortAccepted(false),
             }
     }
 

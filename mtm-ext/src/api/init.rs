@@ -127,11 +127,7 @@ fn init_cluster(my_conninfo: &str, peers_conninfo: Vec<String>) {
 
 fn rethrow(caught: &Caught) -> ! {
     let state = core::str::from_utf8(&caught.sqlstate).unwrap_or("XX000");
-    bgworker::raise(
-        state,
-        &caught.message,
-        "The cluster was not created; nothing was changed.",
-    )
+    bgworker::raise(state, &caught.message, "The cluster was not created; nothing was changed.")
 }
 
 fn check_number(n: usize) {
@@ -149,11 +145,7 @@ fn check_number(n: usize) {
 fn warn_without_key(tables: &[String]) {
     if !tables.is_empty() {
         report::warning(
-            format!(
-                "{} table(s) have no primary key: {}",
-                tables.len(),
-                tables.join(", ")
-            ),
+            format!("{} table(s) have no primary key: {}", tables.len(), tables.join(", ")),
             "",
             "Their whole rows identify changes on other nodes, which is slow. Add primary keys.",
         );
@@ -212,13 +204,7 @@ fn ask(id: usize, conninfo: &str) -> Result<Node, Refusal> {
     let rows = conn.query(&requirements::query(), &[])?;
     let facts = rows.first().and_then(|row| Facts::from_row(row));
     let facts = facts.ok_or_else(|| Refusal::Other("unexpected answer".to_owned()))?;
-    Ok(Node {
-        id,
-        conninfo: conninfo.to_owned(),
-        conn,
-        facts,
-        created: false,
-    })
+    Ok(Node { id, conninfo: conninfo.to_owned(), conn, facts, created: false })
 }
 
 fn connect(conninfo: &str, extra: &[(&str, &str)]) -> Result<Conn, ConnError> {
@@ -226,19 +212,14 @@ fn connect(conninfo: &str, extra: &[(&str, &str)]) -> Result<Conn, ConnError> {
     keywords.extend_from_slice(extra);
     let mut conn = Conn::connect(conninfo, &keywords, guc::CONNECT_TIMEOUT.get().max(10))?;
     if extra.is_empty() {
-        conn.query(
-            "SET client_min_messages = error; SET search_path = pg_catalog",
-            &[],
-        )?;
+        conn.query("SET client_min_messages = error; SET search_path = pg_catalog", &[])?;
     }
     Ok(conn)
 }
 
 /// The stream of changes needs a connection of its own kind.
 fn replication(conninfo: &str) -> Result<(), ConnError> {
-    connect(conninfo, &[("replication", "database")])?
-        .query("IDENTIFY_SYSTEM", &[])
-        .map(|_| ())
+    connect(conninfo, &[("replication", "database")])?.query("IDENTIFY_SYSTEM", &[]).map(|_| ())
 }
 
 fn compare(nodes: &[Node], n: usize, problems: &mut Problems) {
@@ -253,14 +234,9 @@ fn compare(nodes: &[Node], n: usize, problems: &mut Problems) {
         for problem in requirements::problems(&node.facts, n, peers) {
             problems.add(node.id, &problem);
         }
-        let twin = nodes[..i]
-            .iter()
-            .find(|other| other.facts.server == node.facts.server);
+        let twin = nodes[..i].iter().find(|other| other.facts.server == node.facts.server);
         if let Some(twin) = twin {
-            problems.other(format!(
-                "node {} and node {} are the same server",
-                twin.id, node.id
-            ));
+            problems.other(format!("node {} and node {} are the same server", twin.id, node.id));
         }
         let Some((server, database, major, encoding)) = &own else {
             continue;
@@ -371,11 +347,7 @@ fn check_paths(nodes: &mut [Node]) -> Result<(), Failure> {
             }
         }
     }
-    if problems.lines.is_empty() {
-        Ok(())
-    } else {
-        Err(Failure::Problems(problems))
-    }
+    if problems.lines.is_empty() { Ok(()) } else { Err(Failure::Problems(problems)) }
 }
 
 fn prepare(nodes: &mut [Node]) -> Result<Vec<String>, Failure> {
@@ -439,11 +411,7 @@ fn undo(nodes: &mut [Node]) {
     all("remove the configuration", UNCONFIGURE, |_| true);
     all("stop streaming", FREE_SLOTS, |_| true);
     all("drop slots", DROP_SLOTS, |_| true);
-    all(
-        "drop the extension",
-        "DROP EXTENSION IF EXISTS multimaster",
-        |node| node.created,
-    );
+    all("drop the extension", "DROP EXTENSION IF EXISTS multimaster", |node| node.created);
 }
 
 /// The extension may not be there yet.

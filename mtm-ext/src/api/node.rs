@@ -43,12 +43,7 @@ fn prepare_node(cluster_id: &str, node_id: i32, conninfos: Vec<String>) -> Vec<S
     sequences::adjust_all(Some(share));
     let without_key = ddl::identify_all_rows();
     let database = crate::pg::xact::my_database();
-    let config = config::Config {
-        cluster_id,
-        me,
-        database,
-        nodes,
-    };
+    let config = config::Config { cluster_id, me, database, nodes };
     check_io(config.save_pending());
     without_key
 }

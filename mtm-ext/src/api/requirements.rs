@@ -73,18 +73,12 @@ pub fn query() -> String {
           WHERE NOT (plugin IS NOT DISTINCT FROM 'multimaster' \
                      AND slot_name ~ '^mtm_slot_[0-9]+$'))"
             .to_owned(),
-        format!(
-            "coalesce({}, '{MAX_WORKERS}')",
-            setting("multimaster.max_workers")
-        ),
+        format!("coalesce({}, '{MAX_WORKERS}')", setting("multimaster.max_workers")),
         setting("output_plugin_libraries"),
         setting("shared_preload_libraries"),
         "EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'multimaster')".to_owned(),
         "pg_catalog.pg_is_in_recovery()".to_owned(),
-        format!(
-            "(pg_catalog.pg_stat_file('{}', true)).size IS NOT NULL",
-            config::FILE
-        ),
+        format!("(pg_catalog.pg_stat_file('{}', true)).size IS NOT NULL", config::FILE),
         "pg_catalog.getdatabaseencoding()".to_owned(),
         SERVER.to_owned(),
         "pg_catalog.current_database()".to_owned(),
@@ -149,10 +143,7 @@ impl Problem {
 pub fn shortfalls(have: &Settings, n: i64, peer_connections: i64) -> Vec<Problem> {
     let mut problems = Vec::new();
     if have.wal_level != "logical" {
-        problems.push(format!(
-            "wal_level is \"{}\", must be \"logical\"",
-            have.wal_level
-        ));
+        problems.push(format!("wal_level is \"{}\", must be \"logical\"", have.wal_level));
     }
     let workers = (n - 1) * (have.max_workers + 1) + 5;
     for (name, value, need, why) in [
@@ -168,12 +159,7 @@ pub fn shortfalls(have: &Settings, n: i64, peer_connections: i64) -> Vec<Problem
             workers,
             "(nodes - 1) * (multimaster.max_workers + 1) + 5",
         ),
-        (
-            "max_wal_senders",
-            have.max_wal_senders,
-            n,
-            "the number of nodes",
-        ),
+        ("max_wal_senders", have.max_wal_senders, n, "the number of nodes"),
         (
             "max_replication_slots",
             have.max_replication_slots,
@@ -182,18 +168,13 @@ pub fn shortfalls(have: &Settings, n: i64, peer_connections: i64) -> Vec<Problem
         ),
     ] {
         if value < need {
-            problems.push(format!(
-                "{name} is {value}, must be at least {need} ({why})"
-            ));
+            problems.push(format!("{name} is {value}, must be at least {need} ({why})"));
         }
     }
     if let Some(list) = &have.output_plugin_libraries {
         if !lists_us(list) {
             let with_us = [list.as_str(), "multimaster"].map(str::trim);
-            let with_us: Vec<_> = with_us
-                .into_iter()
-                .filter(|part| !part.is_empty())
-                .collect();
+            let with_us: Vec<_> = with_us.into_iter().filter(|part| !part.is_empty()).collect();
             let with_us = with_us.join(", ");
             problems.push(format!(
                 "output_plugin_libraries is \"{list}\", must list multimaster: \"{with_us}\""
@@ -225,9 +206,7 @@ pub fn problems(facts: &Facts, n: i64, peer_connections: i64) -> Vec<Problem> {
     }
     problems.extend(shortfalls(&facts.settings, n, peer_connections));
     if facts.standby {
-        problems.push(Problem::Other(
-            "it is a standby of another server".to_owned(),
-        ));
+        problems.push(Problem::Other("it is a standby of another server".to_owned()));
     }
     if facts.member {
         problems.push(Problem::Member);

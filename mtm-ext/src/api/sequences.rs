@@ -54,25 +54,15 @@ fn alter_all() -> Result<(), Failure> {
     // Everybody goes in the order of numbers, so that two of these do not wait for each other.
     for node in shmem::header().configured_nodes() {
         let name = [("application_name", crate::cluster::ADMIN)];
-        let conn = Conn::connect(
-            &shmem::conninfo(node),
-            &name,
-            guc::CONNECT_TIMEOUT.get().max(10),
-        );
+        let conn = Conn::connect(&shmem::conninfo(node), &name, guc::CONNECT_TIMEOUT.get().max(10));
         conns.push((node, conn.map_err(|error| (node, error))?));
     }
     let mut floors: BTreeMap<String, (i64, i64)> = BTreeMap::new();
     for (node, conn) in &mut conns {
         let at = |error| (*node, error);
-        conn.query(
-            "SET client_min_messages = error; SET lock_timeout = '60s'",
-            &[],
-        )
-        .map_err(at)?;
+        conn.query("SET client_min_messages = error; SET lock_timeout = '60s'", &[]).map_err(at)?;
         conn.query("BEGIN", &[]).map_err(at)?;
-        let rows = conn
-            .query("SELECT name, used FROM mtm.sequence_floors()", &[])
-            .map_err(at)?;
+        let rows = conn.query("SELECT name, used FROM mtm.sequence_floors()", &[]).map_err(at)?;
         for row in rows {
             let mut columns = row.into_iter().flatten();
             let (Some(name), Some(used)) = (columns.next(), columns.next()) else {
@@ -90,8 +80,7 @@ fn alter_all() -> Result<(), Failure> {
     let most = array(floors.values().map(|floor| floor.1.to_string()));
     for (node, conn) in &mut conns {
         let call = "SELECT mtm.adjust_sequences($1, $2, $3)";
-        conn.query(call, &[&names, &least, &most])
-            .map_err(|error| (*node, error))?;
+        conn.query(call, &[&names, &least, &most]).map_err(|error| (*node, error))?;
     }
     for (node, conn) in &mut conns {
         conn.query("COMMIT", &[]).map_err(|error| (*node, error))?;

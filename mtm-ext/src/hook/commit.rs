@@ -171,8 +171,7 @@ fn register(gid: Gid, members: NodeSet) {
         let slot = c.mine();
         slot.coordinator = Some(Coordinator::new(gid, members));
         for member in members {
-            slot.epochs[member.index()] =
-                shmem::peer(member).epoch.load(Ordering::Acquire);
+            slot.epochs[member.index()] = shmem::peer(member).epoch.load(Ordering::Acquire);
         }
     });
 }
@@ -190,9 +189,7 @@ fn announce(gid: &Gid, children: &[u32]) -> Lsn {
 }
 
 fn step_mine(step: impl FnOnce(&mut Coordinator) -> CoordinatorStep) -> CoordinatorStep {
-    shmem::coordinators(|c| {
-        c.mine().coordinator.as_mut().map_or(CoordinatorStep::Nothing, step)
-    })
+    shmem::coordinators(|c| c.mine().coordinator.as_mut().map_or(CoordinatorStep::Nothing, step))
 }
 
 /// What the wait looks at, copied out under the lock.

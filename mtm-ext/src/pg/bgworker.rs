@@ -64,13 +64,10 @@ impl Kind {
             Self::Monitor => ("mtm-monitor".into(), "mtm-monitor"),
             Self::Sender => ("mtm-dmq-sender".into(), "mtm-dmq-sender"),
             Self::Resolver => ("mtm-resolver".into(), "mtm-resolver"),
-            Self::Receiver(node) => {
-                (format!("mtm-logrep-receiver {node}"), "mtm-logrep-receiver")
+            Self::Receiver(node) => (format!("mtm-logrep-receiver {node}"), "mtm-logrep-receiver"),
+            Self::Applier(slot) => {
+                (format!("mtm-logrep-receiver-dynworker {slot}"), "mtm-logrep-receiver-dynworker")
             }
-            Self::Applier(slot) => (
-                format!("mtm-logrep-receiver-dynworker {slot}"),
-                "mtm-logrep-receiver-dynworker",
-            ),
         }
     }
 
@@ -234,7 +231,9 @@ pub struct Caught {
 
 /// Runs `body`, catching an ERROR. The transaction must be rolled back afterwards.
 pub fn catching<R>(body: impl FnOnce() -> R + core::panic::UnwindSafe) -> Result<R, Caught> {
-    PgTryBuilder::new(move || Ok(body())).catch_others(|error| Err(describe_error(&error))).execute()
+    PgTryBuilder::new(move || Ok(body()))
+        .catch_others(|error| Err(describe_error(&error)))
+        .execute()
 }
 
 fn describe_error(error: &CaughtError) -> Caught {

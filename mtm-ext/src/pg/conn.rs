@@ -87,9 +87,8 @@ impl Conn {
         };
         let (key_pointers, value_pointers) = (pointers(&keys), pointers(&values));
         // SAFETY: two null-terminated arrays of C strings of the same length; libpq copies them.
-        let raw = unsafe {
-            pq::PQconnectStartParams(key_pointers.as_ptr(), value_pointers.as_ptr(), 1)
-        };
+        let raw =
+            unsafe { pq::PQconnectStartParams(key_pointers.as_ptr(), value_pointers.as_ptr(), 1) };
         if raw.is_null() {
             return Err(ConnError::Connection("out of memory".to_owned()));
         }
@@ -242,8 +241,7 @@ impl Conn {
         while let Some(result) = self.next_result()? {
             match result.status() {
                 pq::ExecStatusType::PGRES_TUPLES_OK => rows = result.rows(),
-                pq::ExecStatusType::PGRES_COMMAND_OK
-                | pq::ExecStatusType::PGRES_EMPTY_QUERY => {}
+                pq::ExecStatusType::PGRES_COMMAND_OK | pq::ExecStatusType::PGRES_EMPTY_QUERY => {}
                 _ => failure = failure.or_else(|| Some(result.error())),
             }
         }
@@ -317,8 +315,7 @@ impl Conn {
         let text = c(text)?;
         // SAFETY: the returned string is libpq's and freed here.
         unsafe {
-            let quoted =
-                pq::PQescapeIdentifier(self.raw, text.as_ptr(), text.as_bytes().len());
+            let quoted = pq::PQescapeIdentifier(self.raw, text.as_ptr(), text.as_bytes().len());
             if quoted.is_null() {
                 return Err(self.error());
             }

@@ -4,8 +4,8 @@
 //! replay the transaction as if it had been prepared there (design: "How a transaction commits",
 //! section 1); at the COMMIT record nothing is sent any more, the decision travels between nodes.
 
-use super::{pgflags as flags, plugin_stream};
 use super::rows::{Encoded, RowEncoder, Unidentified};
+use super::{pgflags as flags, plugin_stream};
 use core::ffi::{CStr, c_char, c_int};
 use mtm_core::{Gid, Lsn};
 use mtm_logrep::announcement::{Announcement, DDL_PREFIX, PREFIX};

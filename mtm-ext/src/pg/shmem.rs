@@ -303,8 +303,7 @@ extern "C-unwind" fn startup() {
             previous();
         }
         let mut found = false;
-        let start =
-            pg_sys::ShmemInitStruct(TRANCHE.as_ptr(), total(), &raw mut found).cast::<u8>();
+        let start = pg_sys::ShmemInitStruct(TRANCHE.as_ptr(), total(), &raw mut found).cast::<u8>();
         let (n_coordinators, n_participants, n_workers) = sizes();
         let header = start.cast::<Header>();
         let coordinators = start.add(align(size_of::<Header>()));
@@ -367,7 +366,8 @@ fn ring_slice(shared: &Shared, i: usize) -> &'static [AtomicU64] {
 
 fn locked<R>(lock: usize, exclusive: bool, body: impl FnOnce(&'static Shared) -> R) -> R {
     let shared = shared();
-    let mode = if exclusive { pg_sys::LWLockMode::LW_EXCLUSIVE } else { pg_sys::LWLockMode::LW_SHARED };
+    let mode =
+        if exclusive { pg_sys::LWLockMode::LW_EXCLUSIVE } else { pg_sys::LWLockMode::LW_SHARED };
     // SAFETY: the tranche has LOCKS locks. `body` raises no ERROR, so the release is reached; a
     // panic of ours becomes an ERROR, whose handling releases all LWLocks.
     unsafe {
@@ -418,9 +418,8 @@ impl Coordinators {
 pub fn coordinators<R>(body: impl FnOnce(&mut Coordinators) -> R) -> R {
     locked(COORDINATORS, true, |shared| {
         // SAFETY: the lock is held exclusively and covers all slots.
-        let slots = unsafe {
-            core::slice::from_raw_parts_mut(shared.coordinators, shared.n_coordinators)
-        };
+        let slots =
+            unsafe { core::slice::from_raw_parts_mut(shared.coordinators, shared.n_coordinators) };
         body(&mut Coordinators { slots })
     })
 }
@@ -429,9 +428,8 @@ pub fn coordinators<R>(body: impl FnOnce(&mut Coordinators) -> R) -> R {
 pub fn participants<R>(body: impl FnOnce(&mut Table<'_, Part>) -> R) -> R {
     locked(PARTICIPANTS, true, |shared| {
         // SAFETY: the lock is held exclusively and covers all slots.
-        let slots = unsafe {
-            core::slice::from_raw_parts_mut(shared.participants, shared.n_participants)
-        };
+        let slots =
+            unsafe { core::slice::from_raw_parts_mut(shared.participants, shared.n_participants) };
         body(&mut Table::new(slots))
     })
 }

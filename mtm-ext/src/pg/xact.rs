@@ -171,7 +171,8 @@ fn main_row_locks(relations: &mut Vec<pg_sys::Oid>) {
             while !at.is_null() && at != head {
                 let held = &*at.byte_sub(link).cast::<pg_sys::PROCLOCK>();
                 let tag = &(*held.tag.myLock).tag;
-                let is_relation = u32::from(tag.locktag_type) == pg_sys::LockTagType::LOCKTAG_RELATION;
+                let is_relation =
+                    u32::from(tag.locktag_type) == pg_sys::LockTagType::LOCKTAG_RELATION;
                 let is_row_lock = held.holdMask & 1 << pg_sys::RowExclusiveLock != 0;
                 if is_relation && is_row_lock && tag.locktag_field1 == database {
                     relations.push(pg_sys::Oid::from(tag.locktag_field2));

@@ -371,10 +371,7 @@ fn let_go(gid: &Gid) {
 
 /// Tells the origin why its transaction cannot be prepared here.
 pub fn vote_no(gid: &Gid, caught: &Caught) {
-    let refusal = Refusal {
-        sqlstate: caught.sqlstate,
-        message: &caught.message,
-        detail: &caught.detail,
-    };
+    let refusal =
+        Refusal { sqlstate: caught.sqlstate, message: &caught.message, detail: &caught.detail };
     dmq::send(gid.origin, &Message::Refused(*gid, refusal));
 }

@@ -1,12 +1,12 @@
 //! Incoming messages: what a peer's sender delivers, in the backend that serves its connection.
 
+use super::resolver;
+use super::wire::{Incoming, Outgoing};
+use crate::dmq;
 use crate::hook::commit::log_abort_accepted;
 use crate::pg::shmem::{self, Part, RefusalCopy, Text};
 use crate::pg::xact::{self, XidStatus};
-use crate::dmq;
 use crate::pg::{bgworker, pipe, proc, walwake};
-use super::resolver;
-use super::wire::{Incoming, Outgoing};
 use core::cell::RefCell;
 use core::sync::atomic::Ordering;
 use mtm_core::{Gid, NodeId};

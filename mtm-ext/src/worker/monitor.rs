@@ -71,9 +71,9 @@ fn supervise(children: &mut Children) -> Option<u64> {
     let now = proc::now();
     let wanted = wanted();
     for kind in &wanted {
-        children.entry(kind.number()).or_insert_with(|| {
-            (*kind, Child { handle: None, not_before: Instant(0) })
-        });
+        children
+            .entry(kind.number())
+            .or_insert_with(|| (*kind, Child { handle: None, not_before: Instant(0) }));
     }
     let mut wait_us = None;
     for (kind, child) in children.values_mut() {

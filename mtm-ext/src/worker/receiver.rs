@@ -1,15 +1,15 @@
 //! mtm-logrep-receiver: reads one peer's stream and hands its transactions to apply workers.
 
-use super::spill::{self, EarlyIncoming, Incoming, Task};
 use super::applier::{self, InPlace};
 use super::conflict;
-use crate::{dmq, guc};
+use super::spill::{self, EarlyIncoming, Incoming, Task};
 use crate::pg::bgworker::{self, Caught, Handle, Kind};
 use crate::pg::conn::{Conn, ConnError, CopyIn};
 use crate::pg::proc::{self, ProcNo};
 use crate::pg::shmem::{self, Part};
 use crate::pg::waitset::{WaitSet, Watch};
 use crate::pg::{segment, xact};
+use crate::{dmq, guc};
 use core::sync::atomic::Ordering;
 use mtm_core::{Gid, Instant, Lsn, NodeId};
 use mtm_dmq::ring::Ring;
@@ -275,7 +275,8 @@ impl Receiver {
                     error.kind(),
                     io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
                 );
-                let why = format!("could not keep a large transaction in a temporary file: {error}");
+                let why =
+                    format!("could not keep a large transaction in a temporary file: {error}");
                 pgrx::log!("multimaster: refusing transaction {gid}: {why}");
                 self.refuse(gid, lsn, if full { *b"53100" } else { *b"58030" }, &why);
             }
@@ -318,11 +319,7 @@ impl Receiver {
             shmem::participants(|table| {
                 table.get_mut(&gid).map(|part| part.participant.failed());
             });
-            let caught = Caught {
-                sqlstate,
-                message: why.to_owned(),
-                detail: String::new(),
-            };
+            let caught = Caught { sqlstate, message: why.to_owned(), detail: String::new() };
             applier::vote_no(&gid, &caught);
         }
     }
@@ -397,14 +394,8 @@ impl Receiver {
         let Some(slot) = slot else { return };
         match bgworker::start(Kind::Applier(slot as u16)) {
             Some(handle) => {
-                let worker = Worker {
-                    ring,
-                    handle,
-                    ready: false,
-                    busy: None,
-                    file: None,
-                    handed: 0,
-                };
+                let worker =
+                    Worker { ring, handle, ready: false, busy: None, file: None, handed: 0 };
                 self.workers.insert(slot, worker);
                 let n = self.workers.len();
                 shmem::peer(self.origin).n_workers.store(n as i32, Ordering::Release);
@@ -412,7 +403,9 @@ impl Receiver {
             None => {
                 shmem::workers(|all| all[slot] = shmem::free_worker());
                 if self.workers.is_empty() {
-                    pgrx::error!("could not start an apply worker: max_worker_processes is too low");
+                    pgrx::error!(
+                        "could not start an apply worker: max_worker_processes is too low"
+                    );
                 }
             }
         }

@@ -61,7 +61,7 @@ fn collect_prepared() {
                 worker: proc::NO_PROC,
                 taken: false,
                 asked_us: 0,
-            lost_to: None,
+                lost_to: None,
             };
             if table.entry(gid, fresh).is_err() {
                 pgrx::warning!("no place for prepared transaction {gid}");

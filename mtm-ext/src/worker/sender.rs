@@ -1,10 +1,10 @@
 //! mtm-dmq-sender: one connection to each peer, all outgoing messages, heartbeats.
 
+use super::inbox;
+use super::wire::{Incoming, Outgoing};
 use crate::cluster;
 use crate::guc;
 use crate::pg::bgworker;
-use super::inbox;
-use super::wire::{Incoming, Outgoing};
 use crate::pg::conn::{Conn, ConnError, CopyIn};
 use crate::pg::proc;
 use crate::pg::shmem;

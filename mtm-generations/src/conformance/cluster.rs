@@ -238,8 +238,7 @@ impl<'r, S: Storage> Cluster<'r, S> {
             self.step(node, Input::Persisted(token))?;
         }
         while let Some(Waiting::Send(..)) = self.nodes[node.index()].waiting.front()
-            && let Some(Waiting::Send(to, message)) =
-                self.nodes[node.index()].waiting.pop_front()
+            && let Some(Waiting::Send(to, message)) = self.nodes[node.index()].waiting.pop_front()
         {
             self.post(node, to, message)?;
         }

@@ -227,7 +227,8 @@ impl Membership {
         };
         self.campaign = None;
         if let Some(elected) = elected {
-            let to = campaign.generation.configured.nodes.union(campaign.asked).without(self.node());
+            let to =
+                campaign.generation.configured.nodes.union(campaign.asked).without(self.node());
             out.push(Effect::Send { to, message: Message::Elected(elected), after: None });
             self.learn(elected, out);
         } else {

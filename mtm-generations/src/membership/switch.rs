@@ -85,7 +85,12 @@ impl Membership {
         let Elected { generation, donors } = self.record.current;
         let online = self.record.last_online_in == generation.num;
         let member = generation.members.contains(self.node());
-        if self.fenced || self.stage != Stage::Settled || online || !member || self.cannot_be_online() {
+        if self.fenced
+            || self.stage != Stage::Settled
+            || online
+            || !member
+            || self.cannot_be_online()
+        {
             return;
         }
         self.stage = Stage::Filling;

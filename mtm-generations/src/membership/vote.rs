@@ -23,10 +23,8 @@ impl Membership {
             && self.record.current.generation.num < generation.num;
         if !again {
             if !self.acceptable(from, &generation) {
-                let message = Message::VoteRefused {
-                    num: generation.num,
-                    last_vote: self.record.last_vote,
-                };
+                let message =
+                    Message::VoteRefused { num: generation.num, last_vote: self.record.last_vote };
                 out.push(Effect::Send { to: NodeSet::only(from), message, after: None });
                 return;
             }

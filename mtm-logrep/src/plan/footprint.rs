@@ -1,6 +1,8 @@
 //! What a transaction touches, so far as conflicts go.
 
-use crate::row::{Column, ColumnType, Old, Relation, ReplicaIdentity, RowMessage, RowReader, Tuple};
+use crate::row::{
+    Column, ColumnType, Old, Relation, ReplicaIdentity, RowMessage, RowReader, Tuple,
+};
 use mtm_core::wire::{DecodeError, DecodeErrorKind};
 use std::collections::BTreeSet;
 
@@ -286,7 +288,8 @@ mod tests {
     #[test]
     fn a_table_without_key_is_one_whole() {
         for identity in [ReplicaIdentity::Full, ReplicaIdentity::Nothing] {
-            let (a, b) = (of(&transaction(&[(0, 1)], identity)), of(&transaction(&[(0, 2)], identity)));
+            let (a, b) =
+                (of(&transaction(&[(0, 1)], identity)), of(&transaction(&[(0, 2)], identity)));
             assert!(a.conflicts_with(&b));
         }
         let by_table = |id| {

@@ -29,7 +29,7 @@ mod write;
 mod tests;
 
 pub use read::{RowReader, Tables, Tuple, Values};
-pub use relation::{Column, Columns, ColumnType, Relation, ReplicaIdentity};
+pub use relation::{Column, ColumnType, Columns, Relation, ReplicaIdentity};
 pub use write::{RowWriter, TupleWriter, write_relation};
 
 /// One step of a transaction.

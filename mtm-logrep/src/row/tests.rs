@@ -118,7 +118,9 @@ fn equal(wrote: &Message, read: &RowMessage<'_>) -> bool {
             };
             olds && same(row, new)
         }
-        (Message::Delete(full, row), RowMessage::Delete { table: 0, old }) => same_old(*full, row, old),
+        (Message::Delete(full, row), RowMessage::Delete { table: 0, old }) => {
+            same_old(*full, row, old)
+        }
         (Message::Truncate(n, c, r), RowMessage::Truncate { tables, cascade, restart }) => {
             tables.iter().eq(vec![0; *n]) && c == cascade && r == restart
         }

@@ -246,6 +246,7 @@ impl<'r, S: Storage> Cluster<'r, S> {
 
 /// Whether `record` still holds what was said: promises and acceptances only go up.
 fn covers(record: &AcceptorRecord<u64>, said: &AcceptorRecord<u64>) -> bool {
-    let in_ballot = |r: &AcceptorRecord<u64>| -> Option<Ballot> { r.accepted.as_ref().map(|a| a.0) };
+    let in_ballot =
+        |r: &AcceptorRecord<u64>| -> Option<Ballot> { r.accepted.as_ref().map(|a| a.0) };
     record.promised >= said.promised && in_ballot(record) >= in_ballot(said)
 }

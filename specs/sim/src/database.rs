@@ -27,7 +27,11 @@ pub(crate) enum Record {
     /// What this node had finished and forgotten.
     Syncpoint(Below),
     /// What a restart must know; what it does not say is in the WAL from `start` on.
-    Checkpoint { start: usize, forgotten: Below, remembered: Vec<(Gid, Found)> },
+    Checkpoint {
+        start: usize,
+        forgotten: Below,
+        remembered: Vec<(Gid, Found)>,
+    },
 }
 
 /// Who has a row locked.
@@ -149,7 +153,11 @@ impl Database {
 
     /// What a restarting server can find out: the last checkpoint, the WAL since its start, the
     /// prepared transactions, and the commit log for its own.
-    pub(crate) fn scan(&self, me: NodeId, rollback_is_evidence: bool) -> (Option<Below>, BTreeMap<Gid, Found>) {
+    pub(crate) fn scan(
+        &self,
+        me: NodeId,
+        rollback_is_evidence: bool,
+    ) -> (Option<Below>, BTreeMap<Gid, Found>) {
         let last = self.wal.iter().rev().find_map(|record| match record {
             Record::Checkpoint { start, forgotten, remembered } => {
                 Some((*start, *forgotten, remembered))

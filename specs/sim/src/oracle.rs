@@ -78,7 +78,10 @@ impl Oracle {
             }
             Some(Told::Committed | Told::Aborted) if told == Told::Unknown => {}
             Some(before) if before != told => {
-                self.violated("AbortFinal", format!("the client of {gid} was told {before:?}, then {told:?}"));
+                self.violated(
+                    "AbortFinal",
+                    format!("the client of {gid} was told {before:?}, then {told:?}"),
+                );
             }
             Some(_) => {}
         }
@@ -92,7 +95,10 @@ impl Oracle {
             None if at == order.len() => order.push(gid),
             Some(other) if other == gid => {}
             other => {
-                self.violated("ConflictOrder", format!("row {key}: writer {at} is {gid}, elsewhere {other:?}"));
+                self.violated(
+                    "ConflictOrder",
+                    format!("row {key}: writer {at} is {gid}, elsewhere {other:?}"),
+                );
             }
         }
     }

@@ -1,8 +1,8 @@
 //! What shall happen in a history: drawn from the seed beforehand, so that a failing one can be
 //! shrunk by leaving parts out.
 
-use crate::rng::Rng;
 use crate::planted::Planted;
+use crate::rng::Rng;
 
 /// A disturbance.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -264,7 +264,11 @@ fn fault(rng: &mut Rng, shape: Shape, at: u64, later: u64, faults: &mut Vec<(u64
                 if !rng.chance(some) {
                     continue;
                 }
-                for (a, b) in [(node, peer)].iter().filter(|_| out).chain([(peer, node)].iter().filter(|_| inward)) {
+                for (a, b) in [(node, peer)]
+                    .iter()
+                    .filter(|_| out)
+                    .chain([(peer, node)].iter().filter(|_| inward))
+                {
                     faults.push((at, Fault::Cut(*a, *b)));
                     faults.push((later, Fault::Mend(*a, *b)));
                 }
@@ -281,7 +285,12 @@ fn fault(rng: &mut Rng, shape: Shape, at: u64, later: u64, faults: &mut Vec<(u64
     }
 }
 
-fn transactions(rng: &mut Rng, nodes: usize, end: u64, faults: &[(u64, Fault)]) -> Vec<Transaction> {
+fn transactions(
+    rng: &mut Rng,
+    nodes: usize,
+    end: u64,
+    faults: &[(u64, Fault)],
+) -> Vec<Transaction> {
     let count = rng.between(5, 100);
     let rows = if rng.chance(50) { rng.between(2, 10) } else { rng.between(20, 200) };
     let impatient = rng.below(60);

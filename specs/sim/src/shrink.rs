@@ -61,7 +61,8 @@ impl Shrinker {
             self.tried += 1;
             let seed = self.best.seed.wrapping_add(chance.wrapping_mul(0x9E37_79B9));
             let plan = Plan { seed, ..candidate.clone() };
-            let failed = run(&plan, false).violation.is_some_and(|(_, v)| v.invariant == self.invariant);
+            let failed =
+                run(&plan, false).violation.is_some_and(|(_, v)| v.invariant == self.invariant);
             if failed {
                 self.best = plan;
                 return true;
@@ -144,12 +145,8 @@ impl Shrinker {
     /// Makes things quick and messages certain where that is not the point.
     fn calm_down(&mut self) {
         const QUICK: Slowness = Slowness { percent: 0, max_us: 0 };
-        let calm: [fn(&mut Plan); 4] = [
-            |p| p.latency = QUICK,
-            |p| p.disk = QUICK,
-            |p| p.write = QUICK,
-            |p| p.refusals = 0,
-        ];
+        let calm: [fn(&mut Plan); 4] =
+            [|p| p.latency = QUICK, |p| p.disk = QUICK, |p| p.write = QUICK, |p| p.refusals = 0];
         for change in calm {
             let mut plan = self.best.clone();
             change(&mut plan);

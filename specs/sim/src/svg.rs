@@ -328,7 +328,8 @@ impl<'a> Drawing<'a> {
             self.text(x2 - 4, y1 + 4, &format!(r#"fill="{colour}""#), "✕");
         }
         let text = format!("{text} to {}", self.machine(to));
-        let style = format!(r#"fill="{colour}" paint-order="stroke" stroke="white" stroke-width="2""#);
+        let style =
+            format!(r#"fill="{colour}" paint-order="stroke" stroke="white" stroke-width="2""#);
         let x = if right || to == 0 { x1 + 8 } else { x1.saturating_sub(30) };
         self.text(x, y1 - 3, &style, &text);
     }
@@ -358,7 +359,10 @@ impl<'a> Drawing<'a> {
                 "#15803d"
             }
             Packet::Peer(
-                M::Decided(..) | M::AskAbort(_) | M::AskAbortIn(..) | M::AbortAccepted(_)
+                M::Decided(..)
+                | M::AskAbort(_)
+                | M::AskAbortIn(..)
+                | M::AbortAccepted(_)
                 | M::AbortAcceptedIn(..),
             ) => "#dc2626",
             Packet::Peer(_) => "#6b7280",

@@ -1,6 +1,8 @@
 //! Every planted bug is found within its stated number of seeds, and can be shown to a person.
 
-use mtm_sim::{CASES, Driver, Fault, Plan, Planted, Shape, Slowness, Transaction, draw, run, shrink};
+use mtm_sim::{
+    CASES, Driver, Fault, Plan, Planted, Shape, Slowness, Transaction, draw, run, shrink,
+};
 
 /// Every second one of them, so that two threads share the work.
 fn found(which: usize) {
@@ -37,7 +39,9 @@ fn a_planted_bug_is_shrunk_and_drawn() {
     assert!(after <= 8 && after < before, "{after} of {before} are left: {:?}", small.plan);
     let svg = draw(&small.plan, &small.verdict);
     assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"));
-    for shown in ["EarlyAbort", "generation", "Agreement violated", "AskAbort", "marker-end", "T1 = MTM-"] {
+    for shown in
+        ["EarlyAbort", "generation", "Agreement violated", "AskAbort", "marker-end", "T1 = MTM-"]
+    {
         assert!(svg.contains(shown), "{shown} is not in the picture");
     }
     assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());

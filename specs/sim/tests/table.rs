@@ -10,7 +10,11 @@ fn read(path: &str) -> String {
 /// Rows of all tables, without their heads.
 fn rows(text: &str) -> impl Iterator<Item = Vec<&str>> {
     text.lines()
-        .filter(|line| line.starts_with("| ") && !line.starts_with("| invariant") && !line.starts_with("| word"))
+        .filter(|line| {
+            line.starts_with("| ")
+                && !line.starts_with("| invariant")
+                && !line.starts_with("| word")
+        })
         .map(|line| line.trim_matches('|').split(" | ").map(str::trim).collect())
 }
 
@@ -40,7 +44,8 @@ fn every_invariant_names_its_checker_and_its_test() {
 fn every_invariant_of_the_specification_is_in_the_table() {
     let text = read("specs/invariants.md");
     let specification = read("specs/tla/README.md");
-    let table = specification.split("## Invariants").nth(1).and_then(|rest| rest.split("\n## ").next());
+    let table =
+        specification.split("## Invariants").nth(1).and_then(|rest| rest.split("\n## ").next());
     let mut n = 0;
     for row in table.expect("it has one").lines().filter(|line| line.starts_with("| `")) {
         for name in row.split('|').nth(1).unwrap_or_default().split('`').skip(1).step_by(2) {

@@ -22,10 +22,7 @@ impl Script {
     /// One row is updated.
     #[must_use]
     pub fn update(rows: u32) -> Self {
-        Self(format!(
-            "\\set aid random(1, {rows})\n{}",
-            set_balance("aid")
-        ))
+        Self(format!("\\set aid random(1, {rows})\n{}", set_balance("aid")))
     }
 
     /// Two updates and a select in one transaction.
@@ -116,10 +113,7 @@ pub fn pgbench_init(server: &Server, scale: u32, limit: Duration) -> Result<()> 
     let mut command = client("pgbench");
     target(&mut command, server);
     command.args(["-i", "-q", "-s", &scale.to_string()]);
-    command.env(
-        "PGOPTIONS",
-        format!("-c statement_timeout={}", limit.as_millis()),
-    );
+    command.env("PGOPTIONS", format!("-c statement_timeout={}", limit.as_millis()));
     succeed(command, "pgbench -i")
 }
 
@@ -177,13 +171,7 @@ impl Load<'_> {
         }
         let mut command = client("pgbench");
         target(&mut command, server);
-        command.args([
-            "-n",
-            "-c",
-            &clients.to_string(),
-            "-j",
-            &clients.min(2).to_string(),
-        ]);
+        command.args(["-n", "-c", &clients.to_string(), "-j", &clients.min(2).to_string()]);
         command.args(["-T", &self.seconds.to_string(), "--max-tries=1000", "-l"]);
         command.arg("--log-prefix").arg(&log).arg("-f").arg(&script);
         command.args(["-D", &format!("node={}", server.id)]);
@@ -200,19 +188,13 @@ fn with_suffix(path: &Path, suffix: &str) -> std::path::PathBuf {
 
 /// pgbench names its logs `prefix.pid` and `prefix.pid.thread`.
 fn logs_of(prefix: &Path) -> Result<Vec<std::path::PathBuf>> {
-    let (dir, name) = (
-        prefix.parent().context("a directory")?,
-        prefix.file_name().context("a name")?,
-    );
+    let (dir, name) =
+        (prefix.parent().context("a directory")?, prefix.file_name().context("a name")?);
     let start = format!("{}.", name.to_string_lossy());
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
-        let file = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let rest = file.strip_prefix(&start).unwrap_or("x");
         if rest.starts_with(|c: char| c.is_ascii_digit()) {
             found.push(path);
@@ -238,10 +220,8 @@ impl Sample {
                     Some(Err(_)) => self.failed += 1,
                     None => bail!("{}: strange line {line:?}", file.display()),
                 }
-                let retries = fields
-                    .get(6)
-                    .and_then(|field| field.parse::<u64>().ok())
-                    .unwrap_or(0);
+                let retries =
+                    fields.get(6).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
                 self.retried += u64::from(retries > 0);
             }
         }
@@ -264,10 +244,7 @@ mod tests {
 
     #[test]
     fn tps_is_read_from_the_summary() {
-        assert_eq!(
-            tps("a\ntps = 1234.5 (without initial connection time)\n"),
-            Some(1234.5)
-        );
+        assert_eq!(tps("a\ntps = 1234.5 (without initial connection time)\n"), Some(1234.5));
         assert_eq!(tps("nothing"), None);
     }
 }

@@ -178,52 +178,22 @@ fn plan(options: &Options) -> Vec<Run> {
         for clients in [1, 8, 16] {
             for system in all {
                 let workload = format!("{name}-{clients}");
-                let key = Key {
-                    workload,
-                    system: system.name().to_owned(),
-                };
-                runs.push(Run {
-                    key,
-                    system,
-                    script: script.clone(),
-                    clients: vec![clients],
-                });
+                let key = Key { workload, system: system.name().to_owned() };
+                runs.push(Run { key, system, script: script.clone(), clients: vec![clients] });
             }
         }
     }
-    for (name, script) in [
-        ("disjoint", Script::disjoint(rows, 3)),
-        ("hot", Script::hot(100)),
-    ] {
+    for (name, script) in [("disjoint", Script::disjoint(rows, 3)), ("hot", Script::hot(100))] {
         for system in all {
-            let key = Key {
-                workload: format!("{name}-12"),
-                system: system.name().to_owned(),
-            };
-            runs.push(Run {
-                key,
-                system,
-                script: script.clone(),
-                clients: vec![12],
-            });
+            let key = Key { workload: format!("{name}-12"), system: system.name().to_owned() };
+            runs.push(Run { key, system, script: script.clone(), clients: vec![12] });
         }
-        let key = Key {
-            workload: format!("{name}-12"),
-            system: "multimaster, 3 nodes".into(),
-        };
+        let key = Key { workload: format!("{name}-12"), system: "multimaster, 3 nodes".into() };
         let clients = vec![4, 4, 4];
-        runs.push(Run {
-            key,
-            system: System::Multimaster,
-            script,
-            clients,
-        });
+        runs.push(Run { key, system: System::Multimaster, script, clients });
     }
     runs.retain(|run| {
-        options
-            .only
-            .as_ref()
-            .is_none_or(|only| run.key.workload.contains(only.as_str()))
+        options.only.as_ref().is_none_or(|only| run.key.workload.contains(only.as_str()))
             && (options.systems.is_empty() || options.systems.contains(&run.system))
     });
     runs
@@ -235,10 +205,8 @@ fn measure(
     options: &Options,
     logs: &Path,
 ) -> Result<Vec<(Key, Vec<Sample>)>> {
-    let mut all: Vec<(Key, Vec<Sample>)> = runs
-        .iter()
-        .map(|run| (run.key.clone(), Vec::new()))
-        .collect();
+    let mut all: Vec<(Key, Vec<Sample>)> =
+        runs.iter().map(|run| (run.key.clone(), Vec::new())).collect();
     // Round 0 warms caches and is thrown away.
     for round in 0..=options.rounds {
         let seconds = if round == 0 { 1 } else { options.seconds };
@@ -255,11 +223,7 @@ fn measure(
                     .context("every system that is measured was started")?;
                 let name = format!("{}-{}-{round}", run.key.workload, run.key.system)
                     .replace([',', ' '], "");
-                let load = Load {
-                    script: &run.script,
-                    clients: &run.clients,
-                    seconds,
-                };
+                let load = Load { script: &run.script, clients: &run.clients, seconds };
                 let sample = load
                     .run(cluster, &logs.join(name))
                     .with_context(|| format!("{} on {}", run.key.workload, run.key.system))?;

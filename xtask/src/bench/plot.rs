@@ -34,18 +34,8 @@ pub fn draw(report: &Report) -> String {
             value: |row| row.tps,
             digits: 0,
         },
-        Panel {
-            title: "p50, ms",
-            base: 360.0 + HEIGHT,
-            value: |row| row.p50,
-            digits: 2,
-        },
-        Panel {
-            title: "p99, ms",
-            base: 660.0 + HEIGHT,
-            value: |row| row.p99,
-            digits: 1,
-        },
+        Panel { title: "p50, ms", base: 360.0 + HEIGHT, value: |row| row.p50, digits: 2 },
+        Panel { title: "p99, ms", base: 660.0 + HEIGHT, value: |row| row.p99, digits: 1 },
     ];
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"910\" \
@@ -79,10 +69,7 @@ fn places(rows: &[Row]) -> Vec<f64> {
 
 impl Panel<'_> {
     fn draw(&self, rows: &[Row], places: &[f64], width: f64) -> String {
-        let top = rows
-            .iter()
-            .map(self.value)
-            .fold(f64::MIN_POSITIVE, f64::max);
+        let top = rows.iter().map(self.value).fold(f64::MIN_POSITIVE, f64::max);
         let mut out = format!(
             "<text x=\"{LEFT}\" y=\"{}\" font-size=\"13\" font-weight=\"bold\">{}</text>\n\
              <line x1=\"{}\" y1=\"{base}\" x2=\"{}\" y2=\"{base}\" stroke=\"#333\"/>\n",
@@ -110,10 +97,7 @@ impl Panel<'_> {
             );
             if row.key.workload != last {
                 last = &row.key.workload;
-                out += &format!(
-                    "<text x=\"{x:.1}\" y=\"{:.1}\">{last}</text>\n",
-                    self.base + 15.0
-                );
+                out += &format!("<text x=\"{x:.1}\" y=\"{:.1}\">{last}</text>\n", self.base + 15.0);
             }
         }
         out

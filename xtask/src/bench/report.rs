@@ -46,23 +46,16 @@ impl Report {
     /// # Errors
     /// When the conditions of the machine cannot be found out.
     pub fn new(measured: Vec<(Key, Vec<Sample>)>, options: &Options, dir: &Path) -> Result<Self> {
-        let mut rows: Vec<Row> = measured
-            .into_iter()
-            .map(|(key, samples)| row(key, samples))
-            .collect();
+        let mut rows: Vec<Row> =
+            measured.into_iter().map(|(key, samples)| row(key, samples)).collect();
         let reference = rows.clone();
         for row in &mut rows {
             let base = reference.iter().find(|other| {
                 other.key.workload == row.key.workload && other.key.system == "remote_apply"
             });
-            row.ratio = base
-                .filter(|base| base.tps > 0.0)
-                .map(|base| row.tps / base.tps);
+            row.ratio = base.filter(|base| base.tps > 0.0).map(|base| row.tps / base.tps);
         }
-        Ok(Self {
-            rows,
-            conditions: conditions(options, dir)?,
-        })
+        Ok(Self { rows, conditions: conditions(options, dir)? })
     }
 
     fn table(&self) -> Table {
@@ -80,11 +73,8 @@ impl Report {
         let mut table = Table::new(heading);
         let mut last = String::new();
         for row in &self.rows {
-            let workload = if row.key.workload == last {
-                String::new()
-            } else {
-                row.key.workload.clone()
-            };
+            let workload =
+                if row.key.workload == last { String::new() } else { row.key.workload.clone() };
             last.clone_from(&row.key.workload);
             table.row([
                 workload,
@@ -95,9 +85,7 @@ impl Report {
                 row.slow.to_string(),
                 row.commits.to_string(),
                 row.retried.to_string(),
-                row.ratio
-                    .map(|ratio| format!("{ratio:.2}"))
-                    .unwrap_or_default(),
+                row.ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default(),
             ]);
         }
         table
@@ -106,11 +94,7 @@ impl Report {
     /// For the terminal.
     #[must_use]
     pub fn text(&self) -> String {
-        format!(
-            "\n{}\n{}\n",
-            self.table().text(""),
-            self.conditions.join("\n")
-        )
+        format!("\n{}\n{}\n", self.table().text(""), self.conditions.join("\n"))
     }
 
     /// For the documentation.
@@ -138,20 +122,14 @@ fn row(key: Key, samples: Vec<Sample>) -> Row {
     let mut tps: Vec<f64> = samples.iter().map(|sample| sample.tps).collect();
     tps.sort_by(f64::total_cmp);
     let retried = samples.iter().map(|sample| sample.retried).sum();
-    let mut latencies: Vec<u64> = samples
-        .into_iter()
-        .flat_map(|sample| sample.latencies)
-        .collect();
+    let mut latencies: Vec<u64> = samples.into_iter().flat_map(|sample| sample.latencies).collect();
     latencies.sort_unstable();
     Row {
         key,
         tps: tps.get(tps.len() / 2).copied().unwrap_or(0.0),
         p50: percentile(&latencies, 0.5),
         p99: percentile(&latencies, 0.99),
-        slow: latencies
-            .iter()
-            .filter(|latency| **latency > SLOW_US)
-            .count(),
+        slow: latencies.iter().filter(|latency| **latency > SLOW_US).count(),
         commits: latencies.len(),
         retried,
         ratio: None,
@@ -167,9 +145,7 @@ fn conditions(options: &Options, dir: &Path) -> Result<Vec<String>> {
     let cores = std::thread::available_parallelism()?;
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load: Vec<&str> = load.split(' ').take(3).collect();
-    let date = std::process::Command::new("date")
-        .args(["-u", "+%Y-%m-%d %H:%M UTC"])
-        .output()?;
+    let date = std::process::Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"]).output()?;
     Ok(vec![
         format!(
             "{}, PostgreSQL {}, {model}, {cores} cores, every server on it, loopback, fsync on",

@@ -18,12 +18,7 @@ pub(super) struct Client {
 impl Client {
     /// A client on a node.
     pub(super) const fn new(node: usize, number: u64) -> Self {
-        Self {
-            node,
-            number,
-            turn: 0,
-            state: number.wrapping_mul(0x9e37_79b9_7f4a_7c15),
-        }
+        Self { node, number, turn: 0, state: number.wrapping_mul(0x9e37_79b9_7f4a_7c15) }
     }
 
     /// A number below `n` (`SplitMix64`).
@@ -70,19 +65,13 @@ fn own_row(session: &Session, c: &mut Client) -> Result<(), SqlError> {
     let id = (c.node as u64 - 1) * third + 1 + c.draw(third);
     done(
         session,
-        &format!(
-            "UPDATE soak_row SET n = n + 1, note = 'turn {}' WHERE id = {id}",
-            c.turn
-        ),
+        &format!("UPDATE soak_row SET n = n + 1, note = 'turn {}' WHERE id = {id}", c.turn),
     )
 }
 
 fn shared_row(session: &Session, c: &mut Client) -> Result<(), SqlError> {
     let id = 1 + c.draw(HOT);
-    done(
-        session,
-        &format!("UPDATE soak_hot SET n = n + 1 WHERE id = {id}"),
-    )
+    done(session, &format!("UPDATE soak_hot SET n = n + 1 WHERE id = {id}"))
 }
 
 fn transfer(session: &Session, c: &mut Client) -> Result<(), SqlError> {
@@ -101,10 +90,7 @@ fn insert_serial(session: &Session, c: &mut Client) -> Result<(), SqlError> {
     let length = 1 + c.draw(400);
     done(
         session,
-        &format!(
-            "INSERT INTO soak_serial(node, v) VALUES ({}, repeat('v', {length}))",
-            c.node
-        ),
+        &format!("INSERT INTO soak_serial(node, v) VALUES ({}, repeat('v', {length}))", c.node),
     )
 }
 
@@ -133,12 +119,9 @@ fn delete(session: &Session, c: &mut Client) -> Result<(), SqlError> {
 
 fn copy(session: &Session, c: &mut Client) -> Result<(), SqlError> {
     let (node, number, turn) = (c.node, c.number, c.turn);
-    let lines: String = (0..200)
-        .map(|n| format!("{node}\t{number}\t{turn}\t{n}\trow {n} of a batch\n"))
-        .collect();
-    session
-        .copy_in("COPY soak_copy FROM STDIN", &lines)
-        .map(drop)
+    let lines: String =
+        (0..200).map(|n| format!("{node}\t{number}\t{turn}\t{n}\trow {n} of a batch\n")).collect();
+    session.copy_in("COPY soak_copy FROM STDIN", &lines).map(drop)
 }
 
 fn child(session: &Session, c: &mut Client) -> Result<(), SqlError> {
@@ -202,17 +185,11 @@ fn prepared(session: &Session, c: &mut Client) -> Result<(), SqlError> {
 
 fn without_key(session: &Session, c: &mut Client) -> Result<(), SqlError> {
     let (node, turn) = (c.node, c.turn);
-    done(
-        session,
-        &format!("INSERT INTO soak_nokey VALUES ({node}, {turn})"),
-    )?;
+    done(session, &format!("INSERT INTO soak_nokey VALUES ({node}, {turn})"))?;
     if c.draw(4) > 0 {
         return Ok(());
     }
-    done(
-        session,
-        &format!("DELETE FROM soak_nokey WHERE node = {node} AND n < {turn}"),
-    )
+    done(session, &format!("DELETE FROM soak_nokey WHERE node = {node} AND n < {turn}"))
 }
 
 fn partitioned(session: &Session, c: &mut Client) -> Result<(), SqlError> {
@@ -229,20 +206,11 @@ fn partitioned(session: &Session, c: &mut Client) -> Result<(), SqlError> {
 
 fn changing(session: &Session, c: &mut Client) -> Result<(), SqlError> {
     let id = 1 + c.draw(200);
-    done(
-        session,
-        &format!(
-            "UPDATE soak_changing SET v = 'turn {}' WHERE id = {id}",
-            c.turn
-        ),
-    )
+    done(session, &format!("UPDATE soak_changing SET v = 'turn {}' WHERE id = {id}", c.turn))
 }
 
 fn cleared(session: &Session, c: &mut Client) -> Result<(), SqlError> {
-    done(
-        session,
-        &format!("INSERT INTO soak_cleared(v) VALUES ('node {}')", c.node),
-    )
+    done(session, &format!("INSERT INTO soak_cleared(v) VALUES ('node {}')", c.node))
 }
 
 /// Larger than what waits for its commit to be sent; part of it is rolled back.
@@ -277,9 +245,7 @@ pub(super) const SCHEMA: &[(&str, Action)] = &[
             ),
         )
     }),
-    ("create index", |s, _| {
-        done(s, "CREATE INDEX IF NOT EXISTS soak_index ON soak_row(n)")
-    }),
+    ("create index", |s, _| done(s, "CREATE INDEX IF NOT EXISTS soak_index ON soak_row(n)")),
     ("create table as", |s, _| {
         done(
             s,
@@ -287,24 +253,13 @@ pub(super) const SCHEMA: &[(&str, Action)] = &[
         )
     }),
     ("drop column", |s, c| {
-        done(
-            s,
-            &format!(
-                "ALTER TABLE soak_changing DROP COLUMN IF EXISTS c{}",
-                (c.turn + 3) % 5
-            ),
-        )
+        done(s, &format!("ALTER TABLE soak_changing DROP COLUMN IF EXISTS c{}", (c.turn + 3) % 5))
     }),
     ("truncate", |s, _| done(s, "TRUNCATE soak_cleared")),
-    ("drop index", |s, _| {
-        done(s, "DROP INDEX IF EXISTS soak_index")
-    }),
+    ("drop index", |s, _| done(s, "DROP INDEX IF EXISTS soak_index")),
     ("rewrite", |s, c| {
         let to = if c.draw(2) == 0 { "varchar" } else { "text" };
-        done(
-            s,
-            &format!("ALTER TABLE soak_cleared ALTER COLUMN v TYPE {to} USING v || ''"),
-        )
+        done(s, &format!("ALTER TABLE soak_cleared ALTER COLUMN v TYPE {to} USING v || ''"))
     }),
     ("view and function", |s, c| {
         done(
@@ -330,9 +285,6 @@ pub(super) const SCHEMA: &[(&str, Action)] = &[
         )
     }),
     ("drop table", |s, c| {
-        done(
-            s,
-            &format!("DROP TABLE IF EXISTS soak_new_{}", c.turn.saturating_sub(1)),
-        )
+        done(s, &format!("DROP TABLE IF EXISTS soak_new_{}", c.turn.saturating_sub(1)))
     }),
 ];

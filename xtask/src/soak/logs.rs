@@ -23,12 +23,7 @@ const EXPECTED: &[&str] = &[
 /// Lengths of the nodes' logs.
 pub(super) fn lengths(arena: &Arena) -> Vec<u64> {
     let length = |log| std::fs::metadata(log).map_or(0, |metadata| metadata.len());
-    arena
-        .cluster
-        .nodes
-        .iter()
-        .map(|node| length(&node.log))
-        .collect()
+    arena.cluster.nodes.iter().map(|node| length(&node.log)).collect()
 }
 
 /// Prints each kind of message that was logged since, and returns the unexpected ones.
@@ -91,14 +86,8 @@ mod tests {
     #[test]
     fn messages_of_a_kind_are_one() {
         let line = "2026-01-02 03:04:05.678 UTC [99] app ERROR:  node 3 lost MTM-1-77-1";
-        assert_eq!(
-            remarkable(line).as_deref(),
-            Some("ERROR: node N lost MTM-N-N-N")
-        );
-        assert_eq!(
-            remarkable("2026 UTC [9] LOG:  checkpoint starting: time"),
-            None
-        );
+        assert_eq!(remarkable(line).as_deref(), Some("ERROR: node N lost MTM-N-N-N"));
+        assert_eq!(remarkable("2026 UTC [9] LOG:  checkpoint starting: time"), None);
         assert!(remarkable("2026 UTC [9] LOG:  multimaster: the stream broke").is_some());
         assert_eq!(remarkable("2026 UTC [9] STATEMENT:  SELECT 1"), None);
     }

@@ -42,12 +42,7 @@ impl Watch {
     /// For a load of this length.
     pub(super) fn new(arena: &Arena, length: Duration) -> Self {
         Self {
-            nodes: arena
-                .cluster
-                .nodes
-                .iter()
-                .map(|node| (node.id, node.data.clone()))
-                .collect(),
+            nodes: arena.cluster.nodes.iter().map(|node| (node.id, node.data.clone())).collect(),
             start: Instant::now(),
             warm_at: length.mul_f64(WARM_UP),
             warm: false,
@@ -112,9 +107,7 @@ impl Watch {
         }
         let mib = |kib: u64| format!("{:.1}", kib as f64 / 1024.0);
         for ((node, kind), all) in &kinds {
-            let growth = all
-                .iter()
-                .filter_map(|seen| Some(seen.last.saturating_sub(seen.warm?)));
+            let growth = all.iter().filter_map(|seen| Some(seen.last.saturating_sub(seen.warm?)));
             table.row([
                 format!("node {node} {kind}"),
                 all.len().to_string(),
@@ -162,15 +155,9 @@ fn kind(pid: i32) -> String {
     // they are.
     if title.contains("127.0.0.1(") {
         let walsender = title.starts_with("walsender");
-        return if walsender {
-            "walsender"
-        } else {
-            "client backend"
-        }
-        .into();
+        return if walsender { "walsender" } else { "client backend" }.into();
     }
-    let words = title
-        .split_whitespace()
-        .take_while(|word| !word.starts_with(|c: char| c.is_ascii_digit()));
+    let words =
+        title.split_whitespace().take_while(|word| !word.starts_with(|c: char| c.is_ascii_digit()));
     words.collect::<Vec<_>>().join(" ")
 }

@@ -56,10 +56,7 @@ pub struct Options {
 /// # Errors
 /// When the cluster does not start or an answer is not as it should be.
 pub fn run(options: &Options) -> Result<()> {
-    ensure!(
-        options.minutes > 0.0 && options.minutes < 1e5,
-        "--minutes must be a positive number"
-    );
+    ensure!(options.minutes > 0.0 && options.minutes < 1e5, "--minutes must be a positive number");
     let dir = match &options.dir {
         Some(dir) => std::path::absolute(dir)?,
         None => default_directory("soak")?,
@@ -85,11 +82,7 @@ pub fn run(options: &Options) -> Result<()> {
         println!("\nThe cluster's data and logs are kept in {kept}.");
     }
     let violations = violations?;
-    ensure!(
-        violations.is_empty(),
-        "not as it should be:\n  {}",
-        violations.join("\n  ")
-    );
+    ensure!(violations.is_empty(), "not as it should be:\n  {}", violations.join("\n  "));
     println!("\nAll is as it should be.");
     Ok(())
 }
@@ -99,17 +92,13 @@ fn soak(arena: &Arena, options: &Options) -> Result<Vec<String>> {
     step("tables for the load", || schema::create(arena))?;
     arena.mark_logs("soak");
     let from = logs::lengths(arena);
-    let (tally, memory) = step(&format!("{} minutes of load", options.minutes), || {
-        load(arena, options)
-    })?;
+    let (tally, memory) =
+        step(&format!("{} minutes of load", options.minutes), || load(arena, options))?;
     show_actions(&tally, options);
     let mut violations: Vec<String> = tally.violations();
     violations.extend(memory.report());
     for (what, question) in [
-        (
-            "all nodes are equal",
-            &compare::everything as &dyn Fn(&Arena) -> Result<()>,
-        ),
+        ("all nodes are equal", &compare::everything as &dyn Fn(&Arena) -> Result<()>),
         ("the load's own rules hold", &schema::rules),
         ("every node is online and writes", &alive),
         ("nothing is left on disk", &nothing_spilled),
@@ -131,14 +120,10 @@ fn alive(arena: &Arena) -> Result<()> {
 fn nothing_spilled(arena: &Arena) -> Result<()> {
     for node in &arena.cluster.nodes {
         let directory = node.data.join("base/pgsql_tmp/pgsql_tmp_mtm");
-        until(
-            &format!("node {} has no spill files", node.id),
-            Duration::from_secs(20),
-            || {
-                let left = std::fs::read_dir(&directory).context("the directory of spill files")?;
-                Ok((left.count() == 0).then_some(()))
-            },
-        )?;
+        until(&format!("node {} has no spill files", node.id), Duration::from_secs(20), || {
+            let left = std::fs::read_dir(&directory).context("the directory of spill files")?;
+            Ok((left.count() == 0).then_some(()))
+        })?;
     }
     Ok(())
 }
@@ -180,9 +165,8 @@ fn load(arena: &Arena, options: &Options) -> Result<(Tally, memory::Watch)> {
 
 fn show_actions(tally: &Tally, options: &Options) {
     let seconds = options.minutes * 60.0;
-    let mut table = Table::new([
-        "action", "done", "per s", "retries", "gave up", "p50 ms", "p99 ms", "max ms",
-    ]);
+    let mut table =
+        Table::new(["action", "done", "per s", "retries", "gave up", "p50 ms", "p99 ms", "max ms"]);
     let all: BTreeMap<&str, &Report> = tally.reports();
     for (name, report) in all {
         let [p50, p99, max] = report.percentiles();

@@ -81,9 +81,7 @@ pub(super) fn rules(arena: &Arena) -> Result<()> {
             format!("{ROWS},{HOT}"),
         ),
     ] {
-        arena
-            .expect(query, &answer)
-            .with_context(|| what.to_owned())?;
+        arena.expect(query, &answer).with_context(|| what.to_owned())?;
     }
     Ok(())
 }

@@ -38,10 +38,7 @@ impl Report {
         times.sort_by(f64::total_cmp);
         let at = |share: f64| {
             let last = times.len().saturating_sub(1);
-            times
-                .get((last as f64 * share) as usize)
-                .copied()
-                .unwrap_or(0.0)
+            times.get((last as f64 * share) as usize).copied().unwrap_or(0.0)
         };
         [at(0.5), at(0.99), at(1.0)]
     }
@@ -71,27 +68,18 @@ impl Tally {
 
     /// By name of the action.
     pub(super) fn reports(&self) -> BTreeMap<&str, &Report> {
-        self.reports
-            .iter()
-            .map(|(name, report)| (*name, report))
-            .collect()
+        self.reports.iter().map(|(name, report)| (*name, report)).collect()
     }
 
     /// What should not have happened to a client.
     pub(super) fn violations(&self) -> Vec<String> {
-        let errors = self
-            .errors
-            .iter()
-            .map(|(error, count)| format!("{count} times: {error}"));
+        let errors = self.errors.iter().map(|(error, count)| format!("{count} times: {error}"));
         let never = self.reports.iter().filter(|(_, report)| report.done() == 0);
         let gave_up = self.reports.iter().filter(|(_, report)| report.gave_up > 0);
         errors
             .chain(never.map(|(name, _)| format!("\"{name}\" never succeeded")))
             .chain(gave_up.map(|(name, report)| {
-                format!(
-                    "\"{name}\" failed {TRIES} times in a row, {} times",
-                    report.gave_up
-                )
+                format!("\"{name}\" failed {TRIES} times in a row, {} times", report.gave_up)
             }))
             .collect()
     }

@@ -20,10 +20,7 @@ impl Arena {
     /// Takes a running cluster.
     #[must_use]
     pub const fn new(cluster: Cluster) -> Self {
-        Self {
-            cluster,
-            marks: Mutex::new(Vec::new()),
-        }
+        Self { cluster, marks: Mutex::new(Vec::new()) }
     }
 
     /// Numbers of all nodes.
@@ -46,9 +43,7 @@ impl Arena {
     /// With the node and the statement.
     pub fn run(&self, id: usize, sql: &str) -> Result<Rows> {
         let session = self.on(id)?;
-        session
-            .run(sql)
-            .with_context(|| format!("on node {id}: {}", shorten(sql)))
+        session.run(sql).with_context(|| format!("on node {id}: {}", shorten(sql)))
     }
 
     /// The answer to `query` in one line: columns joined by `,`, rows by `;`, NULL as `~`.
@@ -104,9 +99,7 @@ impl Arena {
         std::thread::scope(|scope| {
             let thread = scope.spawn(one);
             let second = two();
-            let first = thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let first = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             (first, second)
         })
     }
@@ -163,10 +156,7 @@ impl Arena {
         }
         println!("    that does not help: a new cluster");
         for node in &self.cluster.nodes {
-            let kept = self
-                .cluster
-                .dir
-                .with_extension(format!("node{}.log", node.id));
+            let kept = self.cluster.dir.with_extension(format!("node{}.log", node.id));
             let _ = std::fs::copy(&node.log, &kept);
             println!("    old log: {}", kept.display());
         }
@@ -193,37 +183,22 @@ impl Arena {
             .nodes
             .iter()
             .map(|node| std::fs::metadata(&node.log).map_or(0, |m| m.len()));
-        *self
-            .marks
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = lengths.collect();
+        *self.marks.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = lengths.collect();
     }
 
     /// The remarkable lines the nodes have logged since the mark.
     #[must_use]
     pub fn log_extract(&self) -> String {
-        let marks = self
-            .marks
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .clone();
+        let marks = self.marks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         let mut out = String::new();
         for (node, mark) in self.cluster.nodes.iter().zip(marks) {
             let bytes = std::fs::read(&node.log).unwrap_or_default();
             let from = usize::try_from(mark).unwrap_or(0).min(bytes.len());
             let text = String::from_utf8_lossy(&bytes[from..]).into_owned();
             let remarkable = |line: &&str| {
-                [
-                    "ERROR",
-                    "FATAL",
-                    "PANIC",
-                    "WARNING",
-                    "DETAIL",
-                    "TRAP",
-                    "terminated",
-                ]
-                .iter()
-                .any(|word| line.contains(word))
+                ["ERROR", "FATAL", "PANIC", "WARNING", "DETAIL", "TRAP", "terminated"]
+                    .iter()
+                    .any(|word| line.contains(word))
             };
             let lines: Vec<&str> = text.lines().filter(remarkable).collect();
             for line in &lines[lines.len().saturating_sub(8)..] {

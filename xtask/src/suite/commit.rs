@@ -36,9 +36,7 @@ fn visible_everywhere_after_commit(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE c_visible(id int PRIMARY KEY, v text)")?;
     let writer = a.on(1)?;
     for round in 1..=50 {
-        writer.run(&format!(
-            "BEGIN; INSERT INTO c_visible VALUES ({round}, 'x'); COMMIT"
-        ))?;
+        writer.run(&format!("BEGIN; INSERT INTO c_visible VALUES ({round}, 'x'); COMMIT"))?;
         a.expect("SELECT max(id) FROM c_visible", &round.to_string())?;
     }
     Ok(())
@@ -60,15 +58,10 @@ fn autocommit_extended_protocol(a: &Arena) -> Result<()> {
         let changed = session.execute("INSERT INTO c_extended VALUES ($1, $2)", &[&id, &"word"])?;
         ensure!(changed == 1, "{changed} rows inserted");
     }
-    let changed = session.execute(
-        "UPDATE c_extended SET v = $2 WHERE id <= $1",
-        &[&5_i32, &"changed"],
-    )?;
+    let changed =
+        session.execute("UPDATE c_extended SET v = $2 WHERE id <= $1", &[&5_i32, &"changed"])?;
     ensure!(changed == 5, "{changed} rows updated");
-    a.expect(
-        "SELECT v, count(*) FROM c_extended GROUP BY v ORDER BY v",
-        "changed,5;word,15",
-    )
+    a.expect("SELECT v, count(*) FROM c_extended GROUP BY v ORDER BY v", "changed,5;word,15")
 }
 
 fn several_statements_in_one_message(a: &Arena) -> Result<()> {
@@ -86,27 +79,16 @@ fn several_statements_in_one_message(a: &Arena) -> Result<()> {
 fn extended_pipeline(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE c_pipeline(id int PRIMARY KEY)")?;
     let parameters: Vec<i32> = (1..=100).collect();
-    let changed = a
-        .on(2)?
-        .pipeline("INSERT INTO c_pipeline VALUES ($1)", &parameters)?;
+    let changed = a.on(2)?.pipeline("INSERT INTO c_pipeline VALUES ($1)", &parameters)?;
     ensure!(changed == 100, "{changed} rows inserted");
     a.expect("SELECT count(*), sum(id) FROM c_pipeline", "100,5050")
 }
 
 fn written_on_every_node(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE TABLE c_every(node int, n int, PRIMARY KEY (node, n))",
-    )?;
+    a.run(1, "CREATE TABLE c_every(node int, n int, PRIMARY KEY (node, n))")?;
     for id in a.ids() {
-        a.run(
-            id,
-            &format!("INSERT INTO c_every SELECT {id}, n FROM generate_series(1, 10) n"),
-        )?;
-        a.expect(
-            &format!("SELECT count(*) FROM c_every WHERE node = {id}"),
-            "10",
-        )?;
+        a.run(id, &format!("INSERT INTO c_every SELECT {id}, n FROM generate_series(1, 10) n"))?;
+        a.expect(&format!("SELECT count(*) FROM c_every WHERE node = {id}"), "10")?;
     }
     Ok(())
 }
@@ -136,10 +118,7 @@ fn rollback_leaves_nothing(a: &Arena) -> Result<()> {
 }
 
 fn failed_transaction_leaves_nothing(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE TABLE c_failed(id int PRIMARY KEY, d int, CHECK (d > 0))",
-    )?;
+    a.run(1, "CREATE TABLE c_failed(id int PRIMARY KEY, d int, CHECK (d > 0))")?;
     let session = a.on(1)?;
     session.run("BEGIN; INSERT INTO c_failed VALUES (1, 1)")?;
     let error = session.refused("INSERT INTO c_failed VALUES (2, 0)")?;
@@ -149,10 +128,7 @@ fn failed_transaction_leaves_nothing(a: &Arena) -> Result<()> {
 }
 
 fn read_only_writes_no_wal(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE TABLE c_readonly(id int PRIMARY KEY); INSERT INTO c_readonly VALUES (1)",
-    )?;
+    a.run(1, "CREATE TABLE c_readonly(id int PRIMARY KEY); INSERT INTO c_readonly VALUES (1)")?;
     let session = a.on(1)?;
     session.run("SELECT * FROM c_readonly")?;
     // Background writers may add a little; a hundred announced transactions would add much more.
@@ -160,13 +136,8 @@ fn read_only_writes_no_wal(a: &Arena) -> Result<()> {
     for _ in 0..100 {
         session.run("BEGIN; SELECT * FROM c_readonly; COMMIT")?;
     }
-    let grown = session.one(&format!(
-        "SELECT pg_current_wal_insert_lsn() - '{before}'::pg_lsn"
-    ))?;
-    ensure!(
-        grown.parse::<u64>()? < 8192,
-        "100 read-only transactions wrote {grown} bytes of WAL"
-    );
+    let grown = session.one(&format!("SELECT pg_current_wal_insert_lsn() - '{before}'::pg_lsn"))?;
+    ensure!(grown.parse::<u64>()? < 8192, "100 read-only transactions wrote {grown} bytes of WAL");
     Ok(())
 }
 
@@ -228,10 +199,7 @@ fn many_subtransactions(a: &Arena) -> Result<()> {
            END LOOP;
          END $$",
     )?;
-    a.expect(
-        "SELECT count(*), count(*) FILTER (WHERE id % 3 = 0) FROM c_subxacts",
-        "200,0",
-    )
+    a.expect("SELECT count(*), count(*) FILTER (WHERE id % 3 = 0) FROM c_subxacts", "200,0")
 }
 
 fn procedure_with_commits(a: &Arena) -> Result<()> {
@@ -277,10 +245,7 @@ fn exception_blocks(a: &Arena) -> Result<()> {
            END;
          END $$",
     )?;
-    a.expect(
-        "SELECT id, v FROM c_exception ORDER BY id",
-        "1,kept;2,instead",
-    )
+    a.expect("SELECT id, v FROM c_exception ORDER BY id", "1,kept;2,instead")
 }
 
 fn serializable_commits(a: &Arena) -> Result<()> {
@@ -316,18 +281,12 @@ fn serializable_failure(a: &Arena) -> Result<()> {
 }
 
 fn repeatable_read(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE TABLE c_rr(id int PRIMARY KEY, v int); INSERT INTO c_rr VALUES (1, 0)",
-    )?;
+    a.run(1, "CREATE TABLE c_rr(id int PRIMARY KEY, v int); INSERT INTO c_rr VALUES (1, 0)")?;
     let reader = a.on(2)?;
     reader.run("BEGIN ISOLATION LEVEL REPEATABLE READ")?;
     ensure!(reader.one("SELECT v FROM c_rr")? == "0", "before the write");
     a.run(1, "UPDATE c_rr SET v = 1")?;
-    ensure!(
-        reader.one("SELECT v FROM c_rr")? == "0",
-        "the snapshot moved"
-    );
+    ensure!(reader.one("SELECT v FROM c_rr")? == "0", "the snapshot moved");
     let error = reader.refused("UPDATE c_rr SET v = v + 10")?;
     ensure!(error.state == "40001", "{error}");
     reader.run("ROLLBACK")?;
@@ -339,10 +298,7 @@ fn update_and_delete(a: &Arena) -> Result<()> {
     a.run(2, "UPDATE c_upd SET v = id WHERE id % 2 = 0")?;
     a.run(3, "DELETE FROM c_upd WHERE id > 50")?;
     a.run(1, "UPDATE c_upd SET id = id + 1000 WHERE id <= 10")?;
-    a.expect(
-        "SELECT count(*), sum(v), min(id), max(id) FROM c_upd",
-        "50,650,11,1010",
-    )
+    a.expect("SELECT count(*), sum(v), min(id), max(id) FROM c_upd", "50,650,11,1010")
 }
 
 fn on_conflict(a: &Arena) -> Result<()> {
@@ -380,10 +336,7 @@ fn statement_timeout_before_commit(a: &Arena) -> Result<()> {
 }
 
 fn many_sessions_at_once(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE TABLE c_many(node int, client int, n int, PRIMARY KEY (node, client, n))",
-    )?;
+    a.run(1, "CREATE TABLE c_many(node int, client int, n int, PRIMARY KEY (node, client, n))")?;
     let work = |id: usize, client: i32| -> Result<()> {
         let session = a.on(id)?;
         for n in 1..=20 {
@@ -398,9 +351,7 @@ fn many_sessions_at_once(a: &Arena) -> Result<()> {
                 scope.spawn(move || work(id, client))
             })
             .collect();
-        threads
-            .into_iter()
-            .try_for_each(|thread| thread.join().expect("no panic in a writer"))
+        threads.into_iter().try_for_each(|thread| thread.join().expect("no panic in a writer"))
     })?;
     a.expect("SELECT count(*) FROM c_many", "240")
 }

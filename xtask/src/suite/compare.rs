@@ -34,18 +34,14 @@ pub fn everything(arena: &Arena) -> Result<()> {
 pub fn nothing_prepared(arena: &Arena) -> Result<()> {
     for id in arena.ids() {
         let session = arena.on(id)?;
-        until(
-            &format!("nothing is prepared on node {id}"),
-            Duration::from_secs(10),
-            || {
-                let left = session.one("SELECT string_agg(gid, ', ') FROM pg_prepared_xacts")?;
-                if left.is_empty() {
-                    Ok(Some(()))
-                } else {
-                    bail!("prepared on node {id}: {}", shorten(&left))
-                }
-            },
-        )?;
+        until(&format!("nothing is prepared on node {id}"), Duration::from_secs(10), || {
+            let left = session.one("SELECT string_agg(gid, ', ') FROM pg_prepared_xacts")?;
+            if left.is_empty() {
+                Ok(Some(()))
+            } else {
+                bail!("prepared on node {id}: {}", shorten(&left))
+            }
+        })?;
     }
     Ok(())
 }
@@ -86,18 +82,11 @@ fn compare_sums(one: &BTreeMap<String, String>, two: &BTreeMap<String, String>) 
     let differences: Vec<String> = names
         .into_iter()
         .filter_map(|name| {
-            let (a, b) = (
-                one.get(name).unwrap_or(&nothing),
-                two.get(name).unwrap_or(&nothing),
-            );
+            let (a, b) = (one.get(name).unwrap_or(&nothing), two.get(name).unwrap_or(&nothing));
             (a != b).then(|| format!("\n  {name}: {a} against {b}"))
         })
         .collect();
-    ensure!(
-        differences.is_empty(),
-        "rows differ{}",
-        differences.concat()
-    );
+    ensure!(differences.is_empty(), "rows differ{}", differences.concat());
     Ok(())
 }
 
@@ -115,11 +104,7 @@ fn definitions(server: &Server) -> Result<Vec<String>> {
         DATABASE,
     ]);
     let output = command
-        .args([
-            "--schema-only",
-            "--exclude-schema=mtm",
-            "--exclude-table=*.local_*",
-        ])
+        .args(["--schema-only", "--exclude-schema=mtm", "--exclude-table=*.local_*"])
         .env("PGAPPNAME", "mtm_admin")
         .output()?;
     ensure!(
@@ -128,13 +113,7 @@ fn definitions(server: &Server) -> Result<Vec<String>> {
         server.id,
         String::from_utf8_lossy(&output.stderr)
     );
-    let own = [
-        "START WITH",
-        "INCREMENT BY",
-        "MINVALUE",
-        "\\restrict",
-        "\\unrestrict",
-    ];
+    let own = ["START WITH", "INCREMENT BY", "MINVALUE", "\\restrict", "\\unrestrict"];
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     Ok(text
         .lines()
@@ -149,10 +128,7 @@ fn compare_definitions(one: &[String], two: &[String]) -> Result<()> {
     };
     let around = |lines: &[String]| {
         let from = at.saturating_sub(4);
-        lines
-            .get(from..(at + 4).min(lines.len()))
-            .unwrap_or_default()
-            .join("\n    ")
+        lines.get(from..(at + 4).min(lines.len())).unwrap_or_default().join("\n    ")
     };
     bail!(
         "definitions differ at line {at} of pg_dump:\n    {}\n  against\n    {}",

@@ -35,10 +35,7 @@ fn race(a: &Arena, table: &str, one: &str, two: &str) -> Result<[Result<(), SqlE
     let (first, second) = (a.on(1)?, a.on(2)?);
     first.run(&format!("BEGIN; {one}"))?;
     second.run(&format!("BEGIN; {two}"))?;
-    let (x, y) = Arena::both(
-        || first.run("COMMIT").map(drop),
-        || second.run("COMMIT").map(drop),
-    );
+    let (x, y) = Arena::both(|| first.run("COMMIT").map(drop), || second.run("COMMIT").map(drop));
     Ok([x, y])
 }
 
@@ -62,15 +59,9 @@ fn update_update(a: &Arena) -> Result<()> {
         let update = format!("UPDATE x_uu SET v = v + 1 WHERE id = {id}");
         let outcomes = race(a, "x_uu", &update, &update)?;
         retryable_losers(&outcomes)?;
-        ensure!(
-            winners(&outcomes) < 2,
-            "both won on row {id} although each had seen 0"
-        );
+        ensure!(winners(&outcomes) < 2, "both won on row {id} although each had seen 0");
         decided += winners(&outcomes);
-        a.expect(
-            &format!("SELECT v FROM x_uu WHERE id = {id}"),
-            &winners(&outcomes).to_string(),
-        )?;
+        a.expect(&format!("SELECT v FROM x_uu WHERE id = {id}"), &winners(&outcomes).to_string())?;
     }
     ensure!(decided >= 20, "only {decided} of 30 conflicts had a winner");
     Ok(())
@@ -79,36 +70,19 @@ fn update_update(a: &Arena) -> Result<()> {
 fn update_update_three_nodes(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE x_uu3(id int PRIMARY KEY, v int); INSERT INTO x_uu3 SELECT g, 0 FROM generate_series(1, 20) g")?;
     for id in 1..=20 {
-        let sessions: Vec<Session> = a
-            .ids()
-            .into_iter()
-            .map(|node| a.on(node))
-            .collect::<Result<_>>()?;
+        let sessions: Vec<Session> =
+            a.ids().into_iter().map(|node| a.on(node)).collect::<Result<_>>()?;
         for session in &sessions {
-            session.run(&format!(
-                "BEGIN; UPDATE x_uu3 SET v = v + 1 WHERE id = {id}"
-            ))?;
+            session.run(&format!("BEGIN; UPDATE x_uu3 SET v = v + 1 WHERE id = {id}"))?;
         }
         let outcomes: Vec<Result<(), SqlError>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = sessions
-                .iter()
-                .map(|s| scope.spawn(|| s.run("COMMIT").map(drop)))
-                .collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().expect("no panic"))
-                .collect()
+            let threads: Vec<_> =
+                sessions.iter().map(|s| scope.spawn(|| s.run("COMMIT").map(drop))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
         });
         retryable_losers(&outcomes)?;
-        ensure!(
-            winners(&outcomes) < 2,
-            "{} winners on row {id}",
-            winners(&outcomes)
-        );
-        a.expect(
-            &format!("SELECT v FROM x_uu3 WHERE id = {id}"),
-            &winners(&outcomes).to_string(),
-        )?;
+        ensure!(winners(&outcomes) < 2, "{} winners on row {id}", winners(&outcomes));
+        a.expect(&format!("SELECT v FROM x_uu3 WHERE id = {id}"), &winners(&outcomes).to_string())?;
     }
     Ok(())
 }
@@ -123,10 +97,7 @@ fn insert_insert_same_key(a: &Arena) -> Result<()> {
             &format!("INSERT INTO x_ii VALUES ({id}, 2)"),
         )?;
         for error in outcomes.iter().filter_map(|outcome| outcome.as_ref().err()) {
-            ensure!(
-                is_retryable(error) || error.state == "23505",
-                "the loser got {error}"
-            );
+            ensure!(is_retryable(error) || error.state == "23505", "the loser got {error}");
         }
         ensure!(winners(&outcomes) < 2, "key {id} was inserted twice");
         let expected = match (&outcomes[0], &outcomes[1]) {
@@ -140,10 +111,7 @@ fn insert_insert_same_key(a: &Arena) -> Result<()> {
 }
 
 fn duplicate_key_after_commit(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE TABLE x_dup(id int PRIMARY KEY); INSERT INTO x_dup VALUES (1)",
-    )?;
+    a.run(1, "CREATE TABLE x_dup(id int PRIMARY KEY); INSERT INTO x_dup VALUES (1)")?;
     for id in a.ids() {
         let error = a.on(id)?.refused("INSERT INTO x_dup VALUES (1)")?;
         ensure!(error.state == "23505", "{error}");
@@ -183,19 +151,13 @@ fn delete_delete(a: &Arena) -> Result<()> {
         retryable_losers(&outcomes)?;
         ensure!(winners(&outcomes) < 2, "row {id} was deleted twice");
         let expected = 1 - winners(&outcomes);
-        a.expect(
-            &format!("SELECT count(*) FROM x_dd WHERE id = {id}"),
-            &expected.to_string(),
-        )?;
+        a.expect(&format!("SELECT count(*) FROM x_dd WHERE id = {id}"), &expected.to_string())?;
     }
     Ok(())
 }
 
 fn unique_constraint_between_nodes(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE TABLE x_uni(id int PRIMARY KEY, email text UNIQUE)",
-    )?;
+    a.run(1, "CREATE TABLE x_uni(id int PRIMARY KEY, email text UNIQUE)")?;
     for id in 1..=10 {
         let (one, two) = (id * 2, id * 2 + 1);
         let outcomes = race(
@@ -205,10 +167,7 @@ fn unique_constraint_between_nodes(a: &Arena) -> Result<()> {
             &format!("INSERT INTO x_uni VALUES ({two}, 'mail{id}')"),
         )?;
         for error in outcomes.iter().filter_map(|outcome| outcome.as_ref().err()) {
-            ensure!(
-                is_retryable(error) || error.state == "23505",
-                "the loser got {error}"
-            );
+            ensure!(is_retryable(error) || error.state == "23505", "the loser got {error}");
         }
         a.expect(
             &format!("SELECT count(*) FROM x_uni WHERE email = 'mail{id}'"),
@@ -223,10 +182,7 @@ fn detail_names_node_and_gid(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE x_detail(id int PRIMARY KEY, v int); INSERT INTO x_detail SELECT g, 0 FROM generate_series(1, 50) g")?;
     for id in 1..=50 {
         let update = format!("UPDATE x_detail SET v = v + 1 WHERE id = {id}");
-        for error in race(a, "x_detail", &update, &update)?
-            .into_iter()
-            .filter_map(Result::err)
-        {
+        for error in race(a, "x_detail", &update, &update)?.into_iter().filter_map(Result::err) {
             if error.state == "40001" {
                 ensure!(error.detail.contains("node"), "no node in DETAIL: {error}");
                 ensure!(error.detail.contains("MTM-"), "no gid in DETAIL: {error}");
@@ -238,10 +194,7 @@ fn detail_names_node_and_gid(a: &Arena) -> Result<()> {
 }
 
 fn retry_succeeds(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE TABLE x_retry(id int PRIMARY KEY, v int); INSERT INTO x_retry VALUES (1, 0)",
-    )?;
+    a.run(1, "CREATE TABLE x_retry(id int PRIMARY KEY, v int); INSERT INTO x_retry VALUES (1, 0)")?;
     let update = "UPDATE x_retry SET v = v + 1 WHERE id = 1";
     for _ in 0..10 {
         let before: usize = a.same("SELECT v FROM x_retry")?.parse()?;
@@ -261,10 +214,7 @@ fn no_lost_updates(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE x_count(id int PRIMARY KEY, v int); INSERT INTO x_count SELECT g, 0 FROM generate_series(1, 5) g")?;
     let done = AtomicU64::new(0);
     storm(a, 2, Duration::from_secs(4), |session, n| {
-        let answer = session.run(&format!(
-            "UPDATE x_count SET v = v + 1 WHERE id = {}",
-            n % 5 + 1
-        ));
+        let answer = session.run(&format!("UPDATE x_count SET v = v + 1 WHERE id = {}", n % 5 + 1));
         if answer.is_ok() {
             done.fetch_add(1, Ordering::Relaxed);
         }
@@ -303,19 +253,14 @@ fn storm(
                 }));
             }
         }
-        threads
-            .into_iter()
-            .try_for_each(|thread| thread.join().expect("no panic in a writer"))
+        threads.into_iter().try_for_each(|thread| thread.join().expect("no panic in a writer"))
     })
 }
 
 /// Node 2 holds the row without committing; the transaction of node 1 waits for it or loses, and
 /// it is not applied half.
 fn conflict_with_a_lock_holder(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE TABLE x_hold(id int PRIMARY KEY, v int); INSERT INTO x_hold VALUES (1, 0)",
-    )?;
+    a.run(1, "CREATE TABLE x_hold(id int PRIMARY KEY, v int); INSERT INTO x_hold VALUES (1, 0)")?;
     let (holder, writer) = (a.on(2)?, a.on(1)?);
     holder.run("BEGIN; SELECT * FROM x_hold FOR UPDATE")?;
     let (written, ()) = Arena::both(
@@ -358,9 +303,7 @@ fn opposite_order_on_two_nodes(a: &Arena) -> Result<()> {
         retryable_losers(&outcomes)?;
         won += winners(&outcomes);
         a.expect(
-            "SELECT v = {} FROM x_opp WHERE id = 1"
-                .replace("{}", &won.to_string())
-                .as_str(),
+            "SELECT v = {} FROM x_opp WHERE id = 1".replace("{}", &won.to_string()).as_str(),
             "t",
         )?;
     }
@@ -387,11 +330,7 @@ fn deadlock_is_resolved_at_once(a: &Arena) -> Result<()> {
         retryable_losers(&outcomes)?;
     }
     times.sort_unstable();
-    ensure!(
-        times[10] < Duration::from_millis(100),
-        "median {:?}",
-        times[10]
-    );
+    ensure!(times[10] < Duration::from_millis(100), "median {:?}", times[10]);
     ensure!(
         times[19] < Duration::from_millis(900),
         "slowest {:?}: that looks like a timeout",
@@ -404,31 +343,19 @@ fn three_node_deadlock(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE x_ring(id int PRIMARY KEY, v int); INSERT INTO x_ring VALUES (1, 0), (2, 0), (3, 0)")?;
     let mut won = 0;
     for _ in 0..10 {
-        let sessions: Vec<Session> = a
-            .ids()
-            .into_iter()
-            .map(|id| a.on(id))
-            .collect::<Result<_>>()?;
+        let sessions: Vec<Session> =
+            a.ids().into_iter().map(|id| a.on(id)).collect::<Result<_>>()?;
         for (session, id) in sessions.iter().zip(1..) {
             let next = id % 3 + 1;
             session.run(&format!("BEGIN; UPDATE x_ring SET v = v + 1 WHERE id = {id}; UPDATE x_ring SET v = v + 1 WHERE id = {next}"))?;
         }
         let start = Instant::now();
         let outcomes: Vec<Result<(), SqlError>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = sessions
-                .iter()
-                .map(|s| scope.spawn(|| s.run("COMMIT").map(drop)))
-                .collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().expect("no panic"))
-                .collect()
+            let threads: Vec<_> =
+                sessions.iter().map(|s| scope.spawn(|| s.run("COMMIT").map(drop))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
         });
-        ensure!(
-            start.elapsed() < Duration::from_secs(2),
-            "it took {:?}",
-            start.elapsed()
-        );
+        ensure!(start.elapsed() < Duration::from_secs(2), "it took {:?}", start.elapsed());
         retryable_losers(&outcomes)?;
         won += winners(&outcomes);
         a.expect("SELECT sum(v) FROM x_ring", &(2 * won).to_string())?;
@@ -452,18 +379,11 @@ fn unannounced_transaction_in_the_cycle(a: &Arena) -> Result<()> {
             || {
                 Arena::both(
                     || t2.run("COMMIT").map(drop),
-                    || {
-                        l.run("UPDATE x_chain SET v = v + 1 WHERE id = 2; COMMIT")
-                            .map(drop)
-                    },
+                    || l.run("UPDATE x_chain SET v = v + 1 WHERE id = 2; COMMIT").map(drop),
                 )
             },
         );
-        ensure!(
-            start.elapsed() < Duration::from_secs(10),
-            "it took {:?}",
-            start.elapsed()
-        );
+        ensure!(start.elapsed() < Duration::from_secs(10), "it took {:?}", start.elapsed());
         retryable_losers(&[first, second, third])?;
         drop((t1, t2, l));
         a.same("SELECT string_agg(v::text, ' ' ORDER BY id) FROM x_chain")?;
@@ -480,18 +400,13 @@ fn hot_rows_on_three_nodes(a: &Arena) -> Result<()> {
         let row = (n * 7919) % 100 + 1;
         let answer = session.run(&format!("UPDATE x_hot SET v = v + 1 WHERE id = {row}"));
         if answer.is_ok() {
-            let second = usize::try_from(start.elapsed().as_secs())
-                .unwrap_or(5)
-                .min(5);
+            let second = usize::try_from(start.elapsed().as_secs()).unwrap_or(5).min(5);
             seconds[second].fetch_add(1, Ordering::Relaxed);
         }
         answer.map(drop)
     })?;
     let each: Vec<u64> = seconds.iter().map(|n| n.load(Ordering::Relaxed)).collect();
-    ensure!(
-        each[..5].iter().all(|n| *n > 0),
-        "commits per second: {each:?}"
-    );
+    ensure!(each[..5].iter().all(|n| *n > 0), "commits per second: {each:?}");
     let total: u64 = each.iter().sum();
     a.expect("SELECT sum(v) FROM x_hot", &total.to_string())
 }
@@ -545,19 +460,13 @@ fn cancel_while_committing(a: &Arena) -> Result<()> {
         let there = match outcome {
             Ok(()) => "1",
             Err(error) => {
-                ensure!(
-                    ["57014", "40001"].contains(&error.state.as_str()),
-                    "{error}"
-                );
+                ensure!(["57014", "40001"].contains(&error.state.as_str()), "{error}");
                 "0"
             }
         };
         // The cancel may also hit the next statement: a fresh session asks.
         super::compare::nothing_prepared(a)?;
-        a.expect(
-            &format!("SELECT count(*) FROM x_cancel WHERE id = {id}"),
-            there,
-        )?;
+        a.expect(&format!("SELECT count(*) FROM x_cancel WHERE id = {id}"), there)?;
         let _ = session.run("ROLLBACK");
     }
     Ok(())

@@ -69,24 +69,15 @@ fn aggregates_operators_and_casts(a: &Arena) -> Result<()> {
          CREATE TYPE d_cents AS (n int); CREATE FUNCTION d_to_cents(int) RETURNS d_cents LANGUAGE sql AS 'SELECT ROW($1)::d_cents';
          CREATE CAST (int AS d_cents) WITH FUNCTION d_to_cents(int)",
     )?;
-    a.expect(
-        "SELECT d_total(g), 1 ## 2, (5::d_cents).n FROM generate_series(1, 4) g",
-        "10,3,5",
-    )
+    a.expect("SELECT d_total(g), 1 ## 2, (5::d_cents).n FROM generate_series(1, 4) g", "10,3,5")
 }
 
 fn trigger_definitions(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE d_trig(id int PRIMARY KEY, v int); CREATE FUNCTION d_trig_f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN new.v := 42; RETURN new; END'")?;
     a.run(2, "CREATE TRIGGER t BEFORE INSERT ON d_trig FOR EACH ROW WHEN (new.v IS NULL) EXECUTE FUNCTION d_trig_f()")?;
     a.run(3, "INSERT INTO d_trig(id) VALUES (1)")?;
-    a.run(
-        3,
-        "ALTER TRIGGER t ON d_trig RENAME TO u; ALTER TABLE d_trig DISABLE TRIGGER u",
-    )?;
-    a.run(
-        1,
-        "INSERT INTO d_trig(id) VALUES (2); DROP TRIGGER u ON d_trig",
-    )?;
+    a.run(3, "ALTER TRIGGER t ON d_trig RENAME TO u; ALTER TABLE d_trig DISABLE TRIGGER u")?;
+    a.run(1, "INSERT INTO d_trig(id) VALUES (2); DROP TRIGGER u ON d_trig")?;
     a.expect("SELECT id, v FROM d_trig ORDER BY id", "1,42;2,~")
 }
 
@@ -94,10 +85,7 @@ fn types_and_domains(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TYPE d_enum AS ENUM ('a', 'c'); CREATE TYPE d_comp AS (x int, y text); CREATE DOMAIN d_dom AS text DEFAULT 'dd' NOT NULL")?;
     a.run(2, "ALTER TYPE d_enum ADD VALUE 'b' BEFORE 'c'; ALTER TYPE d_enum RENAME VALUE 'a' TO 'aa'; ALTER TYPE d_comp ADD ATTRIBUTE z int")?;
     a.run(3, "ALTER DOMAIN d_dom ADD CONSTRAINT short CHECK (length(VALUE) < 5); CREATE TABLE d_types(id int PRIMARY KEY, e d_enum, c d_comp, d d_dom)")?;
-    a.run(
-        1,
-        "INSERT INTO d_types VALUES (1, 'b', (1, 'y', 2), 'abcd')",
-    )?;
+    a.run(1, "INSERT INTO d_types VALUES (1, 'b', (1, 'y', 2), 'abcd')")?;
     a.expect(
         "SELECT e, c, d, enum_range(e)::text FROM d_types, LATERAL (SELECT 1) s",
         "b,(1,y,2),abcd,{aa,b,c}",
@@ -118,10 +106,7 @@ fn roles_and_grants(a: &Arena) -> Result<()> {
     a.run(3, "REVOKE UPDATE ON d_grant FROM d_user CASCADE; REVOKE d_reader FROM d_user; ALTER ROLE d_reader RENAME TO d_reader2")?;
     a.expect("SELECT has_table_privilege('d_user', 'd_grant', 'UPDATE'), pg_has_role('d_user', 'd_reader2', 'MEMBER')", "f,f")?;
     a.run(1, "DROP OWNED BY d_user; DROP ROLE d_user")?;
-    a.expect(
-        "SELECT count(*) FROM pg_roles WHERE rolname = 'd_user'",
-        "0",
-    )
+    a.expect("SELECT count(*) FROM pg_roles WHERE rolname = 'd_user'", "0")
 }
 
 /// All ways to give a password; a client with it gets in on every node.
@@ -135,7 +120,14 @@ fn passwords(a: &Arena) -> Result<()> {
     a.run(1, "CREATE ROLE d_pw6 PASSWORD 'md5c9c4ad9d2b2f2a2f5b6d2b0e0ef7d0c2'; DO $$ BEGIN EXECUTE format('ALTER ROLE d_pw5 PASSWORD %L', 'y'); END $$")?;
     a.run(2, "SET ROLE d_pw2; ALTER ROLE CURRENT_USER PASSWORD 'new'")?;
     let kinds = a.same("SELECT rolname, left(rolpassword, 3), rolsuper, rolinherit, rolcanlogin, rolcreatedb, rolcreaterole, rolconnlimit, rolvaliduntil, rolpassword FROM pg_authid WHERE rolname ~ 'pw' ORDER BY 1")?;
-    for part in ["D \"pw,SCR,t,f,t,t,f,7,2031-01-01 00:00:00+00,", "d_pw2,SCR", "d_pw3,~", "d_pw4,md5,f,t,t,f,t", "d_pw5,SCR", "d_pw6,md5c9c"] {
+    for part in [
+        "D \"pw,SCR,t,f,t,t,f,7,2031-01-01 00:00:00+00,",
+        "d_pw2,SCR",
+        "d_pw3,~",
+        "d_pw4,md5,f,t,t,f,t",
+        "d_pw5,SCR",
+        "d_pw6,md5c9c",
+    ] {
         ensure!(kinds.contains(part.trim_end_matches("c9c")), "no {part} in {kinds}");
     }
     a.expect("SELECT pg_has_role('D \"pw', 'd_group', 'member'), pg_has_role('D \"pw', 'd_pw2', 'member'), pg_has_role('d_pw2', 'd_pw3', 'member')", "t,t,t")?;
@@ -146,37 +138,25 @@ fn passwords(a: &Arena) -> Result<()> {
 fn default_privileges(a: &Arena) -> Result<()> {
     a.run(1, "CREATE ROLE d_def; CREATE SCHEMA d_defs; ALTER DEFAULT PRIVILEGES IN SCHEMA d_defs GRANT SELECT ON TABLES TO d_def")?;
     a.run(2, "CREATE TABLE d_defs.t(id int PRIMARY KEY)")?;
-    a.expect(
-        "SELECT has_table_privilege('d_def', 'd_defs.t', 'SELECT')",
-        "t",
-    )
+    a.expect("SELECT has_table_privilege('d_def', 'd_defs.t', 'SELECT')", "t")
 }
 
 fn reassign_and_drop_owned(a: &Arena) -> Result<()> {
     a.run(1, "CREATE ROLE d_old; CREATE ROLE d_new; CREATE TABLE d_owned(id int PRIMARY KEY); ALTER TABLE d_owned OWNER TO d_old")?;
     a.run(2, "REASSIGN OWNED BY d_old TO d_new")?;
-    a.expect(
-        "SELECT relowner::regrole FROM pg_class WHERE relname = 'd_owned'",
-        "d_new",
-    )?;
+    a.expect("SELECT relowner::regrole FROM pg_class WHERE relname = 'd_owned'", "d_new")?;
     a.run(3, "DROP OWNED BY d_new; DROP ROLE d_old, d_new")?;
     a.expect("SELECT to_regclass('d_owned') IS NULL", "t")
 }
 
 fn owner_is_the_current_role(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE ROLE d_owner; GRANT CREATE ON SCHEMA public TO d_owner",
-    )?;
+    a.run(1, "CREATE ROLE d_owner; GRANT CREATE ON SCHEMA public TO d_owner")?;
     let session = a.on(2)?;
     session.run("SET ROLE d_owner; CREATE TABLE d_own(id int PRIMARY KEY); CREATE FUNCTION d_own_f() RETURNS int LANGUAGE sql AS 'SELECT 1'; RESET ROLE; CREATE TABLE d_own2(id int PRIMARY KEY)")?;
     a.expect("SELECT string_agg(relowner::regrole::text, ' ' ORDER BY relname) FROM pg_class WHERE relname IN ('d_own', 'd_own2')", "d_owner mtm")?;
     session.run("SET SESSION AUTHORIZATION d_owner; CREATE TABLE d_own3(id int PRIMARY KEY); INSERT INTO d_own3 VALUES (1)")?;
     a.expect("SELECT relowner::regrole, (SELECT count(*) FROM d_own3) FROM pg_class WHERE relname = 'd_own3'", "d_owner,1")?;
-    a.expect(
-        "SELECT proowner::regrole FROM pg_proc WHERE proname = 'd_own_f'",
-        "d_owner",
-    )
+    a.expect("SELECT proowner::regrole FROM pg_proc WHERE proname = 'd_own_f'", "d_owner")
 }
 
 fn security_definer_ddl(a: &Arena) -> Result<()> {
@@ -188,10 +168,7 @@ fn security_definer_ddl(a: &Arena) -> Result<()> {
          RESET ROLE",
     )?;
     a.run(3, "SET ROLE d_caller; SELECT d_make()")?;
-    a.expect(
-        "SELECT relowner::regrole FROM pg_class WHERE relname = 'd_made'",
-        "d_definer",
-    )?;
+    a.expect("SELECT relowner::regrole FROM pg_class WHERE relname = 'd_made'", "d_definer")?;
     a.expect("SELECT count(*) FROM d_made", "1")
 }
 
@@ -207,10 +184,7 @@ fn ddl_inside_functions(a: &Arena) -> Result<()> {
          END $$",
     )?;
     a.run(2, "SELECT d_inner(g) FROM generate_series(1, 3) g")?;
-    a.expect(
-        "SELECT id, v FROM d_in_1 UNION ALL SELECT id, v FROM d_in_3 ORDER BY 1",
-        "1,7;3,7",
-    )
+    a.expect("SELECT id, v FROM d_in_1 UNION ALL SELECT id, v FROM d_in_3 ORDER BY 1", "1,7;3,7")
 }
 
 fn ddl_inside_triggers(a: &Arena) -> Result<()> {
@@ -223,18 +197,12 @@ fn ddl_inside_triggers(a: &Arena) -> Result<()> {
     )?;
     a.run(2, "INSERT INTO d_auto VALUES (1), (2)")?;
     a.run(3, "INSERT INTO d_auto_2 VALUES (1)")?;
-    a.expect(
-        "SELECT (SELECT count(*) FROM d_auto_1), (SELECT count(*) FROM d_auto_2)",
-        "0,1",
-    )
+    a.expect("SELECT (SELECT count(*) FROM d_auto_1), (SELECT count(*) FROM d_auto_2)", "0,1")
 }
 
 fn ddl_inside_do(a: &Arena) -> Result<()> {
     a.run(3, "DO $$ BEGIN CREATE TABLE d_do(id int PRIMARY KEY); INSERT INTO d_do VALUES (1); BEGIN CREATE TABLE d_do_no(id int); RAISE EXCEPTION 'x'; EXCEPTION WHEN raise_exception THEN NULL; END; END $$")?;
-    a.expect(
-        "SELECT count(*), to_regclass('d_do_no') IS NULL FROM d_do",
-        "1,t",
-    )
+    a.expect("SELECT count(*), to_regclass('d_do_no') IS NULL FROM d_do", "1,t")
 }
 
 fn event_triggers(a: &Arena) -> Result<()> {
@@ -245,10 +213,7 @@ fn event_triggers(a: &Arena) -> Result<()> {
          CREATE EVENT TRIGGER d_event ON ddl_command_end WHEN TAG IN ('CREATE VIEW') EXECUTE FUNCTION d_event_f()",
     )?;
     let made = a.run(2, "CREATE VIEW d_event_v AS SELECT 1 AS x");
-    let counted = a.expect(
-        "SELECT tag, count(*) FROM d_events GROUP BY tag",
-        "CREATE VIEW,1",
-    );
+    let counted = a.expect("SELECT tag, count(*) FROM d_events GROUP BY tag", "CREATE VIEW,1");
     a.run(1, "DROP EVENT TRIGGER d_event")?;
     made?;
     counted
@@ -260,32 +225,17 @@ fn policies(a: &Arena) -> Result<()> {
         "CREATE TABLE d_policy(id int PRIMARY KEY); ALTER TABLE d_policy ENABLE ROW LEVEL SECURITY",
     )?;
     a.run(2, "CREATE POLICY d_p ON d_policy FOR SELECT TO public USING (id > 0); ALTER POLICY d_p ON d_policy RENAME TO d_q")?;
-    a.expect(
-        "SELECT polname FROM pg_policy WHERE polrelid = 'd_policy'::regclass",
-        "d_q",
-    )?;
+    a.expect("SELECT polname FROM pg_policy WHERE polrelid = 'd_policy'::regclass", "d_q")?;
     a.run(3, "DROP POLICY d_q ON d_policy")?;
-    a.expect(
-        "SELECT count(*) FROM pg_policy WHERE polrelid = 'd_policy'::regclass",
-        "0",
-    )
+    a.expect("SELECT count(*) FROM pg_policy WHERE polrelid = 'd_policy'::regclass", "0")
 }
 
 fn extensions(a: &Arena) -> Result<()> {
-    a.run(
-        2,
-        "CREATE SCHEMA d_ext; CREATE EXTENSION pg_trgm SCHEMA d_ext",
-    )?;
+    a.run(2, "CREATE SCHEMA d_ext; CREATE EXTENSION pg_trgm SCHEMA d_ext")?;
     a.expect("SELECT d_ext.similarity('word', 'words') > 0.5", "t")?;
-    a.run(
-        3,
-        "ALTER EXTENSION pg_trgm SET SCHEMA public; CREATE EXTENSION IF NOT EXISTS pg_trgm",
-    )?;
+    a.run(3, "ALTER EXTENSION pg_trgm SET SCHEMA public; CREATE EXTENSION IF NOT EXISTS pg_trgm")?;
     a.run(1, "DROP EXTENSION pg_trgm")?;
-    a.expect(
-        "SELECT count(*) FROM pg_extension WHERE extname = 'pg_trgm'",
-        "0",
-    )
+    a.expect("SELECT count(*) FROM pg_extension WHERE extname = 'pg_trgm'", "0")
 }
 
 fn collations_and_text_search(a: &Arena) -> Result<()> {
@@ -324,20 +274,14 @@ fn settings_of_the_session_matter(a: &Arena) -> Result<()> {
 }
 
 fn alter_database_and_role_settings(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE ROLE d_setting; ALTER ROLE d_setting SET work_mem = '9MB'",
-    )?;
+    a.run(1, "CREATE ROLE d_setting; ALTER ROLE d_setting SET work_mem = '9MB'")?;
     a.expect(
         "SELECT setconfig::text FROM pg_db_role_setting WHERE setrole = 'd_setting'::regrole",
         "{work_mem=9MB}",
     )?;
     a.run(2, "ALTER DATABASE mtm SET default_statistics_target = 77")?;
     a.expect("SHOW default_statistics_target", "77")?;
-    a.run(
-        3,
-        "ALTER DATABASE mtm RESET default_statistics_target; DROP ROLE d_setting",
-    )?;
+    a.run(3, "ALTER DATABASE mtm RESET default_statistics_target; DROP ROLE d_setting")?;
     a.expect("SHOW default_statistics_target", "100")
 }
 

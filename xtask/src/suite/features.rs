@@ -32,15 +32,10 @@ fn notify_reaches_local_listeners(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE f_notify(id int PRIMARY KEY)")?;
     let listener = a.on(1)?;
     listener.run("LISTEN f_channel")?;
-    a.run(
-        1,
-        "BEGIN; INSERT INTO f_notify VALUES (1); NOTIFY f_channel, 'hello'; COMMIT",
-    )?;
+    a.run(1, "BEGIN; INSERT INTO f_notify VALUES (1); NOTIFY f_channel, 'hello'; COMMIT")?;
     until("the notification arrives", Duration::from_secs(5), || {
         let heard = listener.notifications();
-        Ok(heard
-            .contains(&("f_channel".into(), "hello".into()))
-            .then_some(()))
+        Ok(heard.contains(&("f_channel".into(), "hello".into())).then_some(()))
     })?;
     a.expect("SELECT count(*) FROM f_notify", "1")
 }
@@ -53,15 +48,9 @@ fn with_hold_cursor(a: &Arena) -> Result<()> {
          DECLARE c CURSOR WITH HOLD FOR SELECT id FROM f_hold ORDER BY id; COMMIT",
     )?;
     a.expect("SELECT count(*) FROM f_hold", "5")?;
-    ensure!(
-        session.run("FETCH 3 FROM c")?.len() == 3,
-        "the cursor does not hold"
-    );
+    ensure!(session.run("FETCH 3 FROM c")?.len() == 3, "the cursor does not hold");
     session.run("INSERT INTO f_hold VALUES (6)")?;
-    ensure!(
-        session.run("FETCH ALL FROM c")?.len() == 2,
-        "the cursor does not hold over a commit"
-    );
+    ensure!(session.run("FETCH ALL FROM c")?.len() == 2, "the cursor does not hold over a commit");
     a.expect("SELECT count(*) FROM f_hold", "6")
 }
 
@@ -71,14 +60,8 @@ fn session_advisory_locks(a: &Arena) -> Result<()> {
     session
         .run("BEGIN; SELECT pg_advisory_lock(4711); INSERT INTO f_advisory VALUES (1); COMMIT")?;
     a.expect("SELECT count(*) FROM f_advisory", "1")?;
-    ensure!(
-        a.ask(2, "SELECT pg_try_advisory_lock(4711)")? == "f",
-        "the lock was lost at commit"
-    );
-    ensure!(
-        session.one("SELECT pg_advisory_unlock(4711)")? == "t",
-        "the lock was not ours"
-    );
+    ensure!(a.ask(2, "SELECT pg_try_advisory_lock(4711)")? == "f", "the lock was lost at commit");
+    ensure!(session.one("SELECT pg_advisory_unlock(4711)")? == "t", "the lock was not ours");
     Ok(())
 }
 
@@ -103,10 +86,7 @@ fn exported_snapshot(a: &Arena) -> Result<()> {
         "BEGIN ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT '{snapshot}'"
     ))?;
     writer.run("COMMIT")?;
-    ensure!(
-        reader.one("SELECT count(*) FROM f_snapshot")? == "0",
-        "the imported snapshot moved"
-    );
+    ensure!(reader.one("SELECT count(*) FROM f_snapshot")? == "0", "the imported snapshot moved");
     reader.run("COMMIT")?;
     a.expect("SELECT count(*) FROM f_snapshot", "1")
 }
@@ -161,10 +141,7 @@ fn temp_table_on_commit_actions(a: &Arena) -> Result<()> {
 }
 
 fn temp_table_shadows_permanent(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE TABLE f_shadow(id int PRIMARY KEY); INSERT INTO f_shadow VALUES (1)",
-    )?;
+    a.run(1, "CREATE TABLE f_shadow(id int PRIMARY KEY); INSERT INTO f_shadow VALUES (1)")?;
     let session = a.on(2)?;
     session.run("CREATE TEMP TABLE f_shadow(id int, extra int)")?;
     session.run("ALTER TABLE f_shadow ADD another int; INSERT INTO f_shadow VALUES (7, 7, 7)")?;
@@ -196,10 +173,7 @@ fn cursors_in_a_writing_transaction(a: &Arena) -> Result<()> {
 }
 
 fn session_settings_stay_local(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "BEGIN; SET LOCAL work_mem = '7MB'; SET search_path = pg_catalog; COMMIT; RESET ALL",
-    )?;
+    a.run(1, "BEGIN; SET LOCAL work_mem = '7MB'; SET search_path = pg_catalog; COMMIT; RESET ALL")?;
     a.expect("SHOW work_mem", "4MB")
 }
 
@@ -230,24 +204,15 @@ fn lock_table(a: &Arena) -> Result<()> {
 
 fn explain_analyze_writes(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE f_explain(id int PRIMARY KEY)")?;
-    a.run(
-        3,
-        "EXPLAIN (ANALYZE) INSERT INTO f_explain SELECT generate_series(1, 7)",
-    )?;
-    a.run(
-        3,
-        "EXPLAIN INSERT INTO f_explain SELECT generate_series(8, 9)",
-    )?;
+    a.run(3, "EXPLAIN (ANALYZE) INSERT INTO f_explain SELECT generate_series(1, 7)")?;
+    a.run(3, "EXPLAIN INSERT INTO f_explain SELECT generate_series(8, 9)")?;
     a.expect("SELECT count(*) FROM f_explain", "7")
 }
 
 fn create_and_drop_database_locally(a: &Arena) -> Result<()> {
     a.run(2, "CREATE DATABASE f_other")?;
     let found = "SELECT count(*) FROM pg_database WHERE datname = 'f_other'";
-    ensure!(
-        a.ask(2, found)? == "1" && a.ask(1, found)? == "0",
-        "CREATE DATABASE is not local"
-    );
+    ensure!(a.ask(2, found)? == "1" && a.ask(1, found)? == "0", "CREATE DATABASE is not local");
     a.run(2, "DROP DATABASE f_other")?;
     Ok(())
 }
@@ -258,10 +223,7 @@ fn alter_system_is_local(a: &Arena) -> Result<()> {
     until("node 2 has the new value", Duration::from_secs(10), || {
         Ok((a.ask(2, "SHOW work_mem")? == "5MB").then_some(()))
     })?;
-    ensure!(
-        a.ask(1, "SHOW work_mem")? == "4MB",
-        "ALTER SYSTEM went to another node"
-    );
+    ensure!(a.ask(1, "SHOW work_mem")? == "4MB", "ALTER SYSTEM went to another node");
     a.run(2, "ALTER SYSTEM RESET work_mem")?;
     a.run(2, "SELECT pg_reload_conf()")?;
     Ok(())
@@ -270,10 +232,7 @@ fn alter_system_is_local(a: &Arena) -> Result<()> {
 /// The manual: creating large objects is allowed, they are not replicated.
 fn large_objects_do_not_break_commit(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE f_lo(id int PRIMARY KEY)")?;
-    a.run(
-        1,
-        "BEGIN; SELECT lo_from_bytea(0, 'abc'); INSERT INTO f_lo VALUES (1); COMMIT",
-    )?;
+    a.run(1, "BEGIN; SELECT lo_from_bytea(0, 'abc'); INSERT INTO f_lo VALUES (1); COMMIT")?;
     a.run(1, "SELECT lo_unlink(oid) FROM pg_largeobject_metadata")?;
     a.expect("SELECT count(*) FROM f_lo", "1")
 }

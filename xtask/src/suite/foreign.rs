@@ -28,10 +28,7 @@ pub(super) fn race(a: &Arena, one: &str, two: &str) -> Result<[Result<(), SqlErr
     let (first, second) = (a.on(1)?, a.on(2)?);
     first.run(&format!("BEGIN; {one}"))?;
     second.run(&format!("BEGIN; {two}"))?;
-    let (x, y) = Arena::both(
-        || first.run("COMMIT").map(drop),
-        || second.run("COMMIT").map(drop),
-    );
+    let (x, y) = Arena::both(|| first.run("COMMIT").map(drop), || second.run("COMMIT").map(drop));
     Ok([x, y])
 }
 
@@ -64,10 +61,7 @@ fn races_or(
         a.expect(&format!("SELECT count(*) FROM ({orphans}) orphans"), "0")
             .with_context(|| format!("round {round}"))?;
     }
-    ensure!(
-        won as u32 * 2 >= rounds,
-        "only {won} of {rounds} races had a winner"
-    );
+    ensure!(won as u32 * 2 >= rounds, "only {won} of {rounds} races had a winner");
     Ok(())
 }
 
@@ -85,15 +79,9 @@ fn parent_against_child(a: &Arena) -> Result<()> {
         "CREATE TABLE i_p(id int PRIMARY KEY); CREATE TABLE i_c(id int PRIMARY KEY, parent int REFERENCES i_p);
          INSERT INTO i_p SELECT generate_series(1, 30)",
     )?;
-    let (delete, insert) = (
-        "DELETE FROM i_p WHERE id = {}",
-        "INSERT INTO i_c VALUES ({}, {})",
-    );
+    let (delete, insert) = ("DELETE FROM i_p WHERE id = {}", "INSERT INTO i_c VALUES ({}, {})");
     races(a, 15, delete, insert, &orphans("i_c", "i_p"))?;
-    a.run(
-        3,
-        "TRUNCATE i_p, i_c; INSERT INTO i_p SELECT generate_series(1, 30)",
-    )?;
+    a.run(3, "TRUNCATE i_p, i_c; INSERT INTO i_p SELECT generate_series(1, 30)")?;
     races(a, 15, insert, delete, &orphans("i_c", "i_p"))
 }
 
@@ -260,10 +248,7 @@ fn conflict_of_nodes_is_told_as_one(a: &Arena) -> Result<()> {
     for id in 1..=20 {
         let delete = format!("DELETE FROM i_told WHERE id = {id}");
         let insert = format!("INSERT INTO i_told_c VALUES ({id}, {id})");
-        for error in race(a, &delete, &insert)?
-            .into_iter()
-            .filter_map(Result::err)
-        {
+        for error in race(a, &delete, &insert)?.into_iter().filter_map(Result::err) {
             ensure!(error.state == "40001", "{error}");
             ensure!(error.detail.contains("node"), "no node in DETAIL: {error}");
             ensure!(error.detail.contains("MTM-"), "no gid in DETAIL: {error}");
@@ -305,23 +290,13 @@ fn constraint_not_validated(a: &Arena) -> Result<()> {
     )?;
     a.run(2, "UPDATE i_nv_c SET v = 1")?;
     let orphans = format!("{} AND c.id < 100", orphans("i_nv_c", "i_nv"));
-    races(
-        a,
-        10,
-        "DELETE FROM i_nv WHERE id = {}",
-        "INSERT INTO i_nv_c VALUES ({}, {})",
-        &orphans,
-    )
+    races(a, 10, "DELETE FROM i_nv WHERE id = {}", "INSERT INTO i_nv_c VALUES ({}, {})", &orphans)
 }
 
 /// Parents come and go on two nodes while children are stored, moved and deleted; three kinds of
 /// foreign keys at once.
 fn no_orphans_under_load(a: &Arena) -> Result<()> {
-    const KINDS: [&str; 3] = [
-        "",
-        "ON DELETE CASCADE ON UPDATE CASCADE",
-        "ON DELETE SET NULL",
-    ];
+    const KINDS: [&str; 3] = ["", "ON DELETE CASCADE ON UPDATE CASCADE", "ON DELETE SET NULL"];
     const ROUNDS: usize = 400;
     for (kind, action) in KINDS.iter().enumerate() {
         a.run(
@@ -367,27 +342,15 @@ fn no_orphans_under_load(a: &Arena) -> Result<()> {
     std::thread::scope(|scope| {
         let clients = [(1, 0), (2, 0), (1, 1), (2, 1)];
         let threads = clients.map(|(node, client)| scope.spawn(move || work(node, client)));
-        threads
-            .into_iter()
-            .try_for_each(|thread| thread.join().expect("no panic in a writer"))
+        threads.into_iter().try_for_each(|thread| thread.join().expect("no panic in a writer"))
     })?;
     let done = done.map(|n| n.load(Ordering::Relaxed));
-    ensure!(
-        done.iter().all(|n| *n > 20),
-        "too little was committed: {done:?}"
-    );
+    ensure!(done.iter().all(|n| *n > 20), "too little was committed: {done:?}");
     for kind in 0..KINDS.len() {
         let (child, parent) = (format!("i_load{kind}_c"), format!("i_load{kind}"));
-        a.expect(
-            &format!("SELECT count(*) FROM ({}) o", orphans(&child, &parent)),
-            "0",
-        )?;
-        a.same(&format!(
-            "SELECT string_agg(t::text, ' ' ORDER BY id) FROM {child} t"
-        ))?;
-        a.same(&format!(
-            "SELECT string_agg(t::text, ' ' ORDER BY id) FROM {parent} t"
-        ))?;
+        a.expect(&format!("SELECT count(*) FROM ({}) o", orphans(&child, &parent)), "0")?;
+        a.same(&format!("SELECT string_agg(t::text, ' ' ORDER BY id) FROM {child} t"))?;
+        a.same(&format!("SELECT string_agg(t::text, ' ' ORDER BY id) FROM {parent} t"))?;
     }
     Ok(())
 }

@@ -19,10 +19,7 @@ checks!("identities":
 
 fn without_primary_key(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE p_nokey(a int, b text)")?;
-    a.run(
-        2,
-        "INSERT INTO p_nokey VALUES (1, 'x'), (1, 'x'), (2, NULL)",
-    )?;
+    a.run(2, "INSERT INTO p_nokey VALUES (1, 'x'), (1, 'x'), (2, NULL)")?;
     a.expect("SELECT count(*) FROM p_nokey", "3")?;
     a.run(3, "UPDATE p_nokey SET b = 'y' WHERE a = 1")?;
     a.run(1, "DELETE FROM p_nokey WHERE a = 2")?;
@@ -38,24 +35,15 @@ fn without_primary_key_warns_once(a: &Arena) -> Result<()> {
         session.run(&format!("INSERT INTO p_warn VALUES ({n})"))?;
         warned.extend(session.notices());
     }
-    let about: Vec<&String> = warned
-        .iter()
-        .filter(|line| line.contains("p_warn"))
-        .collect();
-    ensure!(
-        about.len() == 1,
-        "expected one warning about p_warn, got {warned:?}"
-    );
+    let about: Vec<&String> = warned.iter().filter(|line| line.contains("p_warn")).collect();
+    ensure!(about.len() == 1, "expected one warning about p_warn, got {warned:?}");
     Ok(())
 }
 
 fn replica_identity_full(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE p_full(a int, b text); ALTER TABLE p_full REPLICA IDENTITY FULL; INSERT INTO p_full VALUES (1, 'x'), (2, NULL), (2, NULL)")?;
     a.run(2, "UPDATE p_full SET b = 'z' WHERE a = 1")?;
-    a.run(
-        3,
-        "DELETE FROM p_full WHERE ctid = (SELECT min(ctid) FROM p_full WHERE a = 2)",
-    )?;
+    a.run(3, "DELETE FROM p_full WHERE ctid = (SELECT min(ctid) FROM p_full WHERE a = 2)")?;
     a.expect("SELECT a, b FROM p_full ORDER BY a", "1,z;2,~")
 }
 
@@ -80,10 +68,7 @@ fn full_rows_found_by_an_index(a: &Arena) -> Result<()> {
          INSERT INTO p_fulli SELECT nullif(n % 500, 0), nullif('t' || n % 3, 't0'), n FROM generate_series(1, 3000) n",
     )?;
     let before = scans(a, 1, "p_fulli")?;
-    a.run(
-        2,
-        "UPDATE p_fulli SET c = -c WHERE a IN (7, 8) OR a IS NULL",
-    )?;
+    a.run(2, "UPDATE p_fulli SET c = -c WHERE a IN (7, 8) OR a IS NULL")?;
     a.run(3, "DELETE FROM p_fulli WHERE a = 9 OR a IS NULL AND b IS NULL; UPDATE p_fulli SET a = 1000, b = NULL WHERE c IN (20, -7)")?;
     let after = until("the statistics are there", Duration::from_secs(10), || {
         // Whoever applies reports at most once a second, some only when more comes.
@@ -92,10 +77,7 @@ fn full_rows_found_by_an_index(a: &Arena) -> Result<()> {
         // 18 rows and 6 + 2 + 2.
         Ok((after.0 >= before.0 + 28).then_some(after))
     })?;
-    ensure!(
-        after.1 == before.1,
-        "node 1 read the whole table to find rows: {before:?}, {after:?}"
-    );
+    ensure!(after.1 == before.1, "node 1 read the whole table to find rows: {before:?}, {after:?}");
     let all = a.same("SELECT count(*), sum(a), sum(c), count(b) FROM p_fulli")?;
     ensure!(all.starts_with("2992,"), "{all}");
     Ok(())
@@ -103,10 +85,7 @@ fn full_rows_found_by_an_index(a: &Arena) -> Result<()> {
 
 /// Among equal rows exactly one goes for each that goes on the origin, by an index and without.
 fn full_rows_with_duplicates(a: &Arena) -> Result<()> {
-    for (name, index) in [
-        ("p_dups", ""),
-        ("p_dupsi", "CREATE INDEX ON p_dupsi (a, b)"),
-    ] {
+    for (name, index) in [("p_dups", ""), ("p_dupsi", "CREATE INDEX ON p_dupsi (a, b)")] {
         a.run(
             1,
             &format!(
@@ -135,14 +114,8 @@ fn deferrable_primary_key(a: &Arena) -> Result<()> {
         "CREATE TABLE p_dpk(id int PRIMARY KEY DEFERRABLE, v text); INSERT INTO p_dpk SELECT g, 'v' || g FROM generate_series(1, 6) g",
     )?;
     a.run(2, "UPDATE p_dpk SET id = 7 - id")?;
-    a.run(
-        3,
-        "UPDATE p_dpk SET v = 'changed' WHERE id = 6; DELETE FROM p_dpk WHERE id = 5",
-    )?;
-    a.expect(
-        "SELECT string_agg(id || v, ' ' ORDER BY id) FROM p_dpk",
-        "1v6 2v5 3v4 4v3 6changed",
-    )?;
+    a.run(3, "UPDATE p_dpk SET v = 'changed' WHERE id = 6; DELETE FROM p_dpk WHERE id = 5")?;
+    a.expect("SELECT string_agg(id || v, ' ' ORDER BY id) FROM p_dpk", "1v6 2v5 3v4 4v3 6changed")?;
     let error = a.on(1)?.refused("INSERT INTO p_dpk VALUES (6, 'again')")?;
     ensure!(error.state == "23505", "{error}");
     Ok(())

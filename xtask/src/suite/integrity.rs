@@ -37,10 +37,7 @@ fn peers_look_for_themselves(a: &Arena) -> Result<()> {
     alone.run("SET application_name = mtm_admin")?;
     let refused = |sql: &str, state: &str| {
         let error = a.on(1)?.refused(sql)?;
-        ensure!(
-            error.state == state && error.detail.contains("Node 3 refused"),
-            "{error}"
-        );
+        ensure!(error.state == state && error.detail.contains("Node 3 refused"), "{error}");
         anyhow::Ok(())
     };
     alone.run("INSERT INTO i_own_c VALUES (1, 1)")?;
@@ -91,19 +88,16 @@ fn prepared_child_holds_its_parent(a: &Arena) -> Result<()> {
             ),
         )?;
         for node in a.ids() {
-            let error = a.on(node)?.refused(&format!(
-                "SELECT FROM {parent} WHERE id = 1 FOR UPDATE NOWAIT"
-            ))?;
+            let error = a
+                .on(node)?
+                .refused(&format!("SELECT FROM {parent} WHERE id = 1 FOR UPDATE NOWAIT"))?;
             ensure!(error.state == "55P03", "node {node}: {error}");
         }
         a.run(2, &format!("UPDATE {parent} SET v = 1"))?;
         a.run(1, "COMMIT PREPARED 'user-child'")?;
         let error = a.on(3)?.refused(&format!("DELETE FROM {parent}"))?;
         ensure!(error.state == "23503", "{error}");
-        a.expect(
-            &format!("SELECT v, (SELECT count(*) FROM {parent}_c) FROM {parent}"),
-            "1,1",
-        )?;
+        a.expect(&format!("SELECT v, (SELECT count(*) FROM {parent}_c) FROM {parent}"), "1,1")?;
     }
     Ok(())
 }
@@ -118,19 +112,13 @@ fn right_orders_go_through(a: &Arena) -> Result<()> {
          CREATE TABLE i_egg(id int PRIMARY KEY, hen int); CREATE TABLE i_hen(id int PRIMARY KEY, egg int REFERENCES i_egg);
          ALTER TABLE i_egg ADD FOREIGN KEY (hen) REFERENCES i_hen DEFERRABLE",
     )?;
-    a.run(
-        2,
-        "BEGIN; INSERT INTO i_ord_c VALUES (1, 1); INSERT INTO i_ord VALUES (1); COMMIT",
-    )?;
+    a.run(2, "BEGIN; INSERT INTO i_ord_c VALUES (1, 1); INSERT INTO i_ord VALUES (1); COMMIT")?;
     a.run(
         3,
         "BEGIN; INSERT INTO i_ord_c VALUES (2, 99); DELETE FROM i_ord_c WHERE id = 2; COMMIT",
     )?;
     a.run(3, "BEGIN; INSERT INTO i_ord_c VALUES (2, 99); UPDATE i_ord_c SET parent = 1 WHERE id = 2; COMMIT")?;
-    a.run(
-        1,
-        "INSERT INTO i_ord_s VALUES (1, 3), (2, 1), (3, 2), (4, 4)",
-    )?;
+    a.run(1, "INSERT INTO i_ord_s VALUES (1, 3), (2, 1), (3, 2), (4, 4)")?;
     a.run(2, "DELETE FROM i_ord_s WHERE id <= 3")?;
     a.run(3, "DELETE FROM i_ord_s")?;
     a.run(
@@ -141,14 +129,8 @@ fn right_orders_go_through(a: &Arena) -> Result<()> {
         3,
         "WITH e AS (DELETE FROM i_egg RETURNING id) DELETE FROM i_hen USING e WHERE egg = e.id",
     )?;
-    a.expect(
-        "SELECT (SELECT count(*) FROM i_egg) + (SELECT count(*) FROM i_hen)",
-        "0",
-    )?;
-    a.expect(
-        "SELECT count(*) FROM i_ord_c JOIN i_ord ON i_ord.id = parent",
-        "2",
-    )
+    a.expect("SELECT (SELECT count(*) FROM i_egg) + (SELECT count(*) FROM i_hen)", "0")?;
+    a.expect("SELECT count(*) FROM i_ord_c JOIN i_ord ON i_ord.id = parent", "2")
 }
 
 /// A parent that is deleted and stored again, or that another row takes the place of, is there.
@@ -176,14 +158,8 @@ fn replaced_parents_go_through(a: &Arena) -> Result<()> {
          INSERT INTO i_rpp VALUES (1), (2); INSERT INTO i_rppc VALUES (1, 1), (2, 2)",
     )?;
     a.run(3, "UPDATE i_rpp SET id = 11 WHERE id = 1")?;
-    a.run(
-        2,
-        "BEGIN; DELETE FROM i_rpp WHERE id = 2; INSERT INTO i_rpp VALUES (2); COMMIT",
-    )?;
-    a.expect(
-        "SELECT string_agg(parent::text, ' ' ORDER BY id) FROM i_rppc",
-        "11 2",
-    )?;
+    a.run(2, "BEGIN; DELETE FROM i_rpp WHERE id = 2; INSERT INTO i_rpp VALUES (2); COMMIT")?;
+    a.expect("SELECT string_agg(parent::text, ' ' ORDER BY id) FROM i_rppc", "11 2")?;
     a.expect("SELECT string_agg(i_rep.id::text, ' ' ORDER BY i_rep.id) FROM i_rep_c JOIN i_rep ON n = parent", "3 10")
 }
 
@@ -239,10 +215,7 @@ fn schema_changes_in_between(a: &Arena) -> Result<()> {
          INSERT INTO i_ddl_c VALUES (4, 2, 2); COMMIT",
     )?;
     a.expect("SELECT id, parent, later FROM i_ddl_c", "4,2,2")?;
-    a.expect(
-        "SELECT string_agg(n::text, ' ' ORDER BY id) FROM i_ddl_u",
-        "4 3",
-    )
+    a.expect("SELECT string_agg(n::text, ' ' ORDER BY id) FROM i_ddl_u", "4 3")
 }
 
 fn nulls_and_partial_keys(a: &Arena) -> Result<()> {
@@ -256,10 +229,7 @@ fn nulls_and_partial_keys(a: &Arena) -> Result<()> {
     a.run(2, "INSERT INTO i_null_s VALUES (1, NULL, 5), (2, NULL, NULL), (3, 1, 1); INSERT INTO i_null_f VALUES (1, NULL, NULL), (2, 1, 1)")?;
     a.run(3, "UPDATE i_null_s SET a = 7 WHERE id = 2; UPDATE i_null_s SET b = NULL WHERE id = 3; UPDATE i_null_f SET a = NULL, b = NULL")?;
     a.run(1, "DELETE FROM i_null")?;
-    a.expect(
-        "SELECT count(*) FROM i_null_s JOIN i_null_f USING (id)",
-        "2",
-    )
+    a.expect("SELECT count(*) FROM i_null_s JOIN i_null_f USING (id)", "2")
 }
 
 /// Who loads data with the checks switched off may store children first.
@@ -268,21 +238,12 @@ fn constraints_switched_off(a: &Arena) -> Result<()> {
         1,
         "CREATE TABLE i_off(id int PRIMARY KEY); CREATE TABLE i_off_c(id int PRIMARY KEY, parent int REFERENCES i_off)",
     )?;
-    a.run(
-        2,
-        "SET session_replication_role = replica; INSERT INTO i_off_c VALUES (1, 1)",
-    )?;
+    a.run(2, "SET session_replication_role = replica; INSERT INTO i_off_c VALUES (1, 1)")?;
     a.run(3, "BEGIN; SET LOCAL session_replication_role = replica; INSERT INTO i_off_c VALUES (2, 2); COMMIT")?;
     a.run(1, "ALTER TABLE i_off_c DISABLE TRIGGER ALL; INSERT INTO i_off_c VALUES (3, 3); ALTER TABLE i_off_c ENABLE TRIGGER ALL")?;
     a.run(2, "INSERT INTO i_off VALUES (1), (2), (3)")?;
-    a.run(
-        3,
-        "SET session_replication_role = replica; DELETE FROM i_off WHERE id = 3",
-    )?;
-    a.expect(
-        "SELECT (SELECT count(*) FROM i_off), (SELECT count(*) FROM i_off_c)",
-        "2,3",
-    )
+    a.run(3, "SET session_replication_role = replica; DELETE FROM i_off WHERE id = 3")?;
+    a.expect("SELECT (SELECT count(*) FROM i_off), (SELECT count(*) FROM i_off_c)", "2,3")
 }
 
 /// Sessions of a node that do not wait for the others' commits.
@@ -311,10 +272,7 @@ fn parent_is_seen_at_once(a: &Arena) -> Result<()> {
                 .with_context(|| format!("child {id} of a parent just stored"))?;
         }
     }
-    a.expect(
-        "SELECT (SELECT count(*) FROM i_soon_c), (SELECT count(*) FROM i_soonp_c)",
-        "150,150",
-    )
+    a.expect("SELECT (SELECT count(*) FROM i_soon_c), (SELECT count(*) FROM i_soonp_c)", "150,150")
 }
 
 /// The other way round: the last child has just gone, or has just got another parent.
@@ -334,10 +292,7 @@ fn freed_parent_is_seen_at_once(a: &Arena) -> Result<()> {
         two.run(&format!("DELETE FROM i_free WHERE id = {id}"))
             .with_context(|| format!("parent {id}, whose child has just gone"))?;
     }
-    a.expect(
-        "SELECT (SELECT count(*) FROM i_free), (SELECT count(*) FROM i_free_c)",
-        "1,100",
-    )
+    a.expect("SELECT (SELECT count(*) FROM i_free), (SELECT count(*) FROM i_free_c)", "1,100")
 }
 
 /// A transaction that changes a parent's other columns, and does not end, is in no child's way.
@@ -355,10 +310,7 @@ fn busy_parent_is_not_waited_for(a: &Arena) -> Result<()> {
         session.run(&format!("INSERT INTO i_busy_c VALUES ({node}, 1)"))?;
     }
     holder.run("COMMIT")?;
-    a.expect(
-        "SELECT v, (SELECT count(*) FROM i_busy_c) FROM i_busy",
-        "1,2",
-    )
+    a.expect("SELECT v, (SELECT count(*) FROM i_busy_c) FROM i_busy", "1,2")
 }
 
 /// What transactions are by default is for users' sessions, not for what applies.
@@ -370,12 +322,9 @@ fn users_defaults_do_not_matter(a: &Arena) -> Result<()> {
     )?;
     let set = |verb: &str, values: [&str; 2]| -> Result<()> {
         for id in a.ids() {
-            for (name, value) in [
-                "default_transaction_isolation",
-                "default_transaction_read_only",
-            ]
-            .iter()
-            .zip(values)
+            for (name, value) in ["default_transaction_isolation", "default_transaction_read_only"]
+                .iter()
+                .zip(values)
             {
                 a.run(id, &format!("ALTER SYSTEM {verb} {name}{value}"))?;
             }
@@ -413,10 +362,7 @@ fn values_swapped(a: &Arena) -> Result<()> {
          CREATE TABLE i_swap(id int PRIMARY KEY, n int UNIQUE DEFERRABLE, r int4range, EXCLUDE USING gist (r WITH &&) DEFERRABLE INITIALLY DEFERRED);
          INSERT INTO i_swap SELECT g, g, int4range(g * 10, g * 10 + 10) FROM generate_series(1, 10) g",
     )?;
-    a.run(
-        2,
-        "UPDATE i_swap SET n = 11 - n, r = int4range(110 - id * 10, 120 - id * 10)",
-    )?;
+    a.run(2, "UPDATE i_swap SET n = 11 - n, r = int4range(110 - id * 10, 120 - id * 10)")?;
     a.run(3, "BEGIN; UPDATE i_swap SET r = '[10,20)' WHERE id = 9; UPDATE i_swap SET r = '[20,30)' WHERE id = 10; COMMIT")?;
     a.expect(
         "SELECT string_agg(n || ':' || lower(r), ' ' ORDER BY id) FROM i_swap",
@@ -438,10 +384,7 @@ fn at_most_one(a: &Arena, rounds: u32, one: &str, two: &str, count: &str) -> Res
         won += winners;
         a.expect(&fill(count), &winners.to_string())?;
     }
-    ensure!(
-        won as u32 * 2 >= rounds,
-        "only {won} of {rounds} races had a winner"
-    );
+    ensure!(won as u32 * 2 >= rounds, "only {won} of {rounds} races had a winner");
     Ok(())
 }
 

@@ -20,10 +20,7 @@ fn half_a_million_rows(a: &Arena) -> Result<()> {
     a.on(2)?
         .patience(Duration::from_secs(180))
         .run("INSERT INTO l_half SELECT g, 'row ' || g FROM generate_series(1, 500000) g")?;
-    a.expect(
-        "SELECT count(*), sum(id) FROM l_half",
-        "500000,125000250000",
-    )
+    a.expect("SELECT count(*), sum(id) FROM l_half", "500000,125000250000")
 }
 
 fn small_commits_go_on_meanwhile(a: &Arena) -> Result<()> {
@@ -52,14 +49,8 @@ fn small_commits_go_on_meanwhile(a: &Arena) -> Result<()> {
     );
     big?;
     let (count, worst) = small?;
-    ensure!(
-        count > 20,
-        "only {count} small transactions committed beside the large one"
-    );
-    ensure!(
-        worst < Duration::from_secs(2),
-        "a small transaction took {worst:?}"
-    );
+    ensure!(count > 20, "only {count} small transactions committed beside the large one");
+    ensure!(worst < Duration::from_secs(2), "a small transaction took {worst:?}");
     a.expect(
         "SELECT (SELECT count(*) FROM l_big), (SELECT count(*) FROM l_small)",
         &format!("500000,{count}"),
@@ -68,10 +59,7 @@ fn small_commits_go_on_meanwhile(a: &Arena) -> Result<()> {
 
 fn set_threshold(a: &Arena, value: &str) -> Result<()> {
     for id in a.ids() {
-        a.run(
-            id,
-            &format!("ALTER SYSTEM SET multimaster.trans_spill_threshold = '{value}'"),
-        )?;
+        a.run(id, &format!("ALTER SYSTEM SET multimaster.trans_spill_threshold = '{value}'"))?;
         a.run(id, "SELECT pg_reload_conf()")?;
     }
     Ok(())
@@ -110,21 +98,14 @@ fn spilled_and_rolled_back(a: &Arena) -> Result<()> {
 
 fn large_update_and_delete(a: &Arena) -> Result<()> {
     a.on(3)?.patience(Duration::from_secs(180)).run("BEGIN; UPDATE l_half SET v = 'new' WHERE id % 3 = 0; DELETE FROM l_half WHERE id % 3 = 1; COMMIT")?;
-    a.expect(
-        "SELECT count(*), count(*) FILTER (WHERE v = 'new') FROM l_half",
-        "333333,166666",
-    )
+    a.expect("SELECT count(*), count(*) FILTER (WHERE v = 'new') FROM l_half", "333333,166666")
 }
 
 fn copy_a_million(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE l_copy(id int PRIMARY KEY, v int)")?;
-    let data: String = (1..=1_000_000)
-        .map(|id| format!("{id}\t{}\n", id % 100))
-        .collect();
-    let copied = a
-        .on(1)?
-        .patience(Duration::from_secs(240))
-        .copy_in("COPY l_copy FROM STDIN", &data)?;
+    let data: String = (1..=1_000_000).map(|id| format!("{id}\t{}\n", id % 100)).collect();
+    let copied =
+        a.on(1)?.patience(Duration::from_secs(240)).copy_in("COPY l_copy FROM STDIN", &data)?;
     ensure!(copied == 1_000_000, "{copied} rows copied");
     a.expect("SELECT count(*), sum(v) FROM l_copy", "1000000,49500000")?;
     a.run(2, "DROP TABLE l_copy, l_half, l_big")?;

@@ -62,22 +62,14 @@ fn spilled(a: &Arena, id: usize) -> Result<usize> {
 }
 
 fn wait_spilled(a: &Arena, id: usize, there: bool) -> Result<()> {
-    let what = if there {
-        "files of it on"
-    } else {
-        "no files of it left on"
-    };
-    until(
-        &format!("{what} node {id}"),
-        Duration::from_secs(20),
-        || Ok(((spilled(a, id)? > 0) == there).then_some(())),
-    )
+    let what = if there { "files of it on" } else { "no files of it left on" };
+    until(&format!("{what} node {id}"), Duration::from_secs(20), || {
+        Ok(((spilled(a, id)? > 0) == there).then_some(()))
+    })
 }
 
 fn nothing_spilled(a: &Arena) -> Result<()> {
-    a.ids()
-        .into_iter()
-        .try_for_each(|id| wait_spilled(a, id, false))
+    a.ids().into_iter().try_for_each(|id| wait_spilled(a, id, false))
 }
 
 fn rolled_back_in_the_middle(a: &Arena) -> Result<()> {
@@ -137,10 +129,7 @@ fn schema_changes_rolled_back_in_the_middle(a: &Arena) -> Result<()> {
     )?;
     a.same("SELECT count(*), sum(hashtext(t::text)) FROM ls_ddl t")?;
     a.same("SELECT count(*), sum(hashtext(t::text)) FROM ls_as t")?;
-    a.expect(
-        "SELECT to_regclass('ls_gone'), (SELECT count(*) FROM ls_sub)",
-        "~,0",
-    )
+    a.expect("SELECT to_regclass('ls_gone'), (SELECT count(*) FROM ls_sub)", "~,0")
 }
 
 fn exception_blocks(a: &Arena) -> Result<()> {
@@ -160,10 +149,7 @@ fn exception_blocks(a: &Arena) -> Result<()> {
              END $$",
         )
     })?;
-    a.expect(
-        "SELECT count(*), sum(id), min(id % 4) FROM ls_except",
-        "15000,150000000,1",
-    )
+    a.expect("SELECT count(*), sum(id), min(id % 4) FROM ls_except", "15000,150000000,1")
 }
 
 /// A change that does not say which row it was refuses its transaction, unless it was rolled back.
@@ -223,10 +209,9 @@ fn stored_out_of_line(a: &Arena) -> Result<()> {
 
 fn prepared_by_a_user(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE ls_prepared(id int PRIMARY KEY)")?;
-    for (gid, end, left) in [
-        ("user-ls1", "ROLLBACK", "0,~"),
-        ("user-ls2", "COMMIT", "100000,100000"),
-    ] {
+    for (gid, end, left) in
+        [("user-ls1", "ROLLBACK", "0,~"), ("user-ls2", "COMMIT", "100000,100000")]
+    {
         run(
             a,
             1,
@@ -238,14 +223,9 @@ fn prepared_by_a_user(a: &Arena) -> Result<()> {
         a.expect("SELECT count(*) FROM ls_prepared", "0")?;
         run(a, 1, &format!("{end} PREPARED '{gid}'"))?;
         a.run(1, "BEGIN; LOCK ls_prepared IN SHARE MODE; COMMIT")?;
-        until(
-            "the outcome is the same everywhere",
-            Duration::from_secs(10),
-            || {
-                a.expect("SELECT count(*), max(id) FROM ls_prepared", left)
-                    .map(Some)
-            },
-        )?;
+        until("the outcome is the same everywhere", Duration::from_secs(10), || {
+            a.expect("SELECT count(*), max(id) FROM ls_prepared", left).map(Some)
+        })?;
     }
     Ok(())
 }
@@ -292,11 +272,7 @@ fn stream_broken_in_the_middle(a: &Arena) -> Result<()> {
     ensure!(ended == "2", "{ended} streams ended");
     session.run("INSERT INTO ls_broken SELECT g, 'two' FROM generate_series(60001, 120000) g")?;
     until("node 1 writes again", Duration::from_secs(30), || {
-        a.run(
-            1,
-            "INSERT INTO ls_broken VALUES (-1, 'small') ON CONFLICT DO NOTHING",
-        )
-        .map(Some)
+        a.run(1, "INSERT INTO ls_broken VALUES (-1, 'small') ON CONFLICT DO NOTHING").map(Some)
     })?;
     session.run("COMMIT")?;
     a.expect(
@@ -344,11 +320,7 @@ fn no_room_on_a_peer(a: &Arena) -> Result<()> {
     ensure!(error.message.contains("temporary file"), "{error}");
     ensure!(error.detail.contains("Node 3"), "{error}");
     a.expect("SELECT count(*) FROM ls_room", "1")?;
-    run(
-        a,
-        1,
-        "INSERT INTO ls_room SELECT generate_series(2, 100000)",
-    )?;
+    run(a, 1, "INSERT INTO ls_room SELECT generate_series(2, 100000)")?;
     a.expect("SELECT count(*) FROM ls_room", "100000")
 }
 
@@ -383,15 +355,9 @@ fn small_ones_on_the_origin(a: &Arena) -> Result<()> {
     result?;
     for (id, answer) in [(1, one), (2, two)] {
         let (count, worst) = answer?;
-        ensure!(
-            count > 20,
-            "node {id}: only {count} small transactions beside the large one"
-        );
+        ensure!(count > 20, "node {id}: only {count} small transactions beside the large one");
         // Decoding the whole of it at its announcement takes longer than this alone.
-        ensure!(
-            worst < Duration::from_secs(1),
-            "node {id}: a small transaction took {worst:?}"
-        );
+        ensure!(worst < Duration::from_secs(1), "node {id}: a small transaction took {worst:?}");
     }
     a.same("SELECT (SELECT count(*) FROM ls_large), (SELECT count(*) FROM ls_small)")?;
     a.run(1, "DROP TABLE ls_large, ls_three, ls_toast, ls_ddl, ls_as")?;

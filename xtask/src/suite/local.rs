@@ -19,28 +19,16 @@ checks!("local":
 );
 
 fn local_tables_from_now_on(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE TABLE local_t(id int PRIMARY KEY, v int); INSERT INTO local_t VALUES (1, 0)",
-    )?;
+    a.run(1, "CREATE TABLE local_t(id int PRIMARY KEY, v int); INSERT INTO local_t VALUES (1, 0)")?;
     a.expect("SELECT count(*) FROM local_t", "1")?;
     // Rows before the call travel, rows after it do not, even in one transaction.
     a.run(2, "BEGIN; INSERT INTO local_t VALUES (2, 0); SELECT mtm.make_table_local('local_t'); INSERT INTO local_t VALUES (3, 0); COMMIT")?;
     for (id, rows) in [(1, "1,2"), (2, "1,2,3"), (3, "1,2")] {
-        let got = a.ask(
-            id,
-            "SELECT string_agg(id::text, ',' ORDER BY id) FROM local_t",
-        )?;
+        let got = a.ask(id, "SELECT string_agg(id::text, ',' ORDER BY id) FROM local_t")?;
         ensure!(got == rows, "node {id} has {got}");
     }
-    a.run(
-        3,
-        "UPDATE local_t SET v = 3; DELETE FROM local_t WHERE id = 1; TRUNCATE local_t",
-    )?;
-    ensure!(
-        a.ask(1, "SELECT count(*) FROM local_t")? == "2",
-        "TRUNCATE travelled"
-    );
+    a.run(3, "UPDATE local_t SET v = 3; DELETE FROM local_t WHERE id = 1; TRUNCATE local_t")?;
+    ensure!(a.ask(1, "SELECT count(*) FROM local_t")? == "2", "TRUNCATE travelled");
     // Its definition is everybody's, and a new life under the same name is replicated.
     a.run(1, "ALTER TABLE local_t ADD w int DEFAULT 5")?;
     a.expect(
@@ -60,10 +48,7 @@ fn local_partitions(a: &Arena) -> Result<()> {
          CREATE TABLE local_p1 PARTITION OF local_p FOR VALUES FROM (0) TO (10)",
     )?;
     a.run(2, "SELECT mtm.make_table_local('local_p')")?;
-    a.run(
-        3,
-        "CREATE TABLE local_p2 PARTITION OF local_p FOR VALUES FROM (10) TO (20)",
-    )?;
+    a.run(3, "CREATE TABLE local_p2 PARTITION OF local_p FOR VALUES FROM (10) TO (20)")?;
     for id in a.ids() {
         a.run(id, "INSERT INTO local_p VALUES (1), (11)")?;
     }
@@ -85,41 +70,23 @@ fn local_labels_are_checked(a: &Arena) -> Result<()> {
     for (sql, state) in [
         ("SELECT mtm.make_table_local('local_v')", "42809"),
         ("SELECT mtm.make_table_local('pg_class')", "42501"),
-        (
-            "SECURITY LABEL FOR multimaster ON TABLE local_l IS 'global'",
-            "22023",
-        ),
-        (
-            "SET ROLE l_nobody; SELECT mtm.make_table_local('local_l')",
-            "42501",
-        ),
+        ("SECURITY LABEL FOR multimaster ON TABLE local_l IS 'global'", "22023"),
+        ("SET ROLE l_nobody; SELECT mtm.make_table_local('local_l')", "42501"),
     ] {
         let error = session.refused(sql)?;
         ensure!(error.state == state, "{sql}: {error}");
     }
     session.run("RESET ROLE")?;
-    a.run(
-        3,
-        "DROP OWNED BY l_nobody; DROP ROLE l_nobody; DROP VIEW local_v",
-    )?;
+    a.run(3, "DROP OWNED BY l_nobody; DROP ROLE l_nobody; DROP VIEW local_v")?;
     Ok(())
 }
 
 fn local_and_replicated_in_one_transaction(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE local_one(id int PRIMARY KEY); CREATE TABLE l_all(id int PRIMARY KEY); SELECT mtm.make_table_local('local_one')")?;
-    a.run(
-        2,
-        "BEGIN; INSERT INTO local_one VALUES (1); INSERT INTO l_all VALUES (1); COMMIT",
-    )?;
-    a.run(
-        3,
-        "BEGIN; INSERT INTO local_one VALUES (1); INSERT INTO l_all VALUES (2); COMMIT",
-    )?;
+    a.run(2, "BEGIN; INSERT INTO local_one VALUES (1); INSERT INTO l_all VALUES (1); COMMIT")?;
+    a.run(3, "BEGIN; INSERT INTO local_one VALUES (1); INSERT INTO l_all VALUES (2); COMMIT")?;
     a.expect("SELECT count(*) FROM l_all", "2")?;
-    ensure!(
-        a.ask(1, "SELECT count(*) FROM local_one")? == "0",
-        "a local row travelled"
-    );
+    ensure!(a.ask(1, "SELECT count(*) FROM local_one")? == "0", "a local row travelled");
     Ok(())
 }
 
@@ -140,16 +107,10 @@ fn tables_without_pk_ignored(a: &Arena) -> Result<()> {
     a.expect("SELECT count(*) FROM local_nopk", "1")?;
     set_everywhere(a, "multimaster.ignore_tables_without_pk", "on")?;
     let outcome = (|| -> Result<()> {
-        a.run(
-            1,
-            "BEGIN; INSERT INTO local_nopk VALUES (2); INSERT INTO l_pk VALUES (1); COMMIT",
-        )?;
+        a.run(1, "BEGIN; INSERT INTO local_nopk VALUES (2); INSERT INTO l_pk VALUES (1); COMMIT")?;
         a.run(2, "UPDATE local_nopk SET v = 10")?;
         for (id, rows) in [(1, "1,2"), (2, "10"), (3, "1")] {
-            let got = a.ask(
-                id,
-                "SELECT string_agg(v::text, ',' ORDER BY v) FROM local_nopk",
-            )?;
+            let got = a.ask(id, "SELECT string_agg(v::text, ',' ORDER BY v) FROM local_nopk")?;
             ensure!(got == rows, "node {id} has {got}");
         }
         a.expect("SELECT count(*) FROM l_pk", "1")
@@ -164,10 +125,7 @@ fn tables_without_pk_ignored(a: &Arena) -> Result<()> {
 
 /// Two transactions that wait for each other: with `simple` both are told to try again.
 fn deadlock_prevention_simple(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE TABLE l_dead(id int PRIMARY KEY, v int); INSERT INTO l_dead VALUES (1, 0)",
-    )?;
+    a.run(1, "CREATE TABLE l_dead(id int PRIMARY KEY, v int); INSERT INTO l_dead VALUES (1, 0)")?;
     for value in ["smart", "simple"] {
         set_everywhere(a, "multimaster.deadlock_prevention", value)?;
     }
@@ -185,9 +143,7 @@ fn deadlock_prevention_simple(a: &Arena) -> Result<()> {
     });
     set_everywhere(a, "multimaster.deadlock_prevention", "off")?;
     outcome?;
-    let error = a
-        .on(1)?
-        .refused("ALTER SYSTEM SET multimaster.deadlock_prevention = 'clever'")?;
+    let error = a.on(1)?.refused("ALTER SYSTEM SET multimaster.deadlock_prevention = 'clever'")?;
     ensure!(error.hint.contains("off, simple, smart"), "{error}");
     a.same("SELECT v FROM l_dead")?;
     Ok(())
@@ -226,24 +182,15 @@ fn remote_functions(a: &Arena) -> Result<()> {
         let row = a.ask(id, "SELECT * FROM l_node")?;
         ensure!(row == format!("{port},xy"), "node {id} has {row}");
     }
-    a.expect(
-        "SELECT n, to_regclass('l_made_xy') IS NOT NULL FROM l_seen",
-        "1,t",
-    )?;
+    a.expect("SELECT n, to_regclass('l_made_xy') IS NOT NULL FROM l_seen", "1,t")?;
     // In a transaction with other changes, and taken back.
     session.run("BEGIN; INSERT INTO l_seen VALUES (2); SAVEPOINT s; SELECT l_remote('no'); ROLLBACK TO s; SELECT l_remote('z'); INSERT INTO l_seen VALUES (3); COMMIT")?;
     a.expect("SELECT id, n FROM l_seen ORDER BY id", "1,2;2,1;3,0")?;
-    a.expect(
-        "SELECT to_regclass('l_made_no') IS NULL, to_regclass('l_made_z') IS NULL",
-        "t,f",
-    )?;
+    a.expect("SELECT to_regclass('l_made_no') IS NULL, to_regclass('l_made_z') IS NULL", "t,f")?;
     // Elsewhere it is a function as any other: it runs once, its rows travel.
     a.run(3, "SELECT l_remote('w')")?;
     a.expect("SELECT n FROM l_seen WHERE id = 1", "3")?;
-    ensure!(
-        a.ask(1, "SELECT count(*) FROM l_node WHERE note = 'w'")? == "0",
-        "it ran on node 1"
-    );
+    ensure!(a.ask(1, "SELECT count(*) FROM l_node WHERE note = 'w'")? == "0", "it ran on node 1");
     a.run(1, "DROP TABLE l_node")?;
     Ok(())
 }
@@ -271,15 +218,9 @@ fn remote_functions_in_every_form(a: &Arena) -> Result<()> {
     let error = session.refused(
         "DO $$ DECLARE v text := 'no'; BEGIN PERFORM l_inlined(v), 1 FROM l_calls; END $$",
     )?;
-    ensure!(
-        error.state == "0A000" && error.hint.contains("SELECT function"),
-        "{error}"
-    );
+    ensure!(error.state == "0A000" && error.hint.contains("SELECT function"), "{error}");
     let error = session.refused("BEGIN; DECLARE c CURSOR FOR SELECT l_call('cursor', g) FROM generate_series(1, 3) g; FETCH c; FETCH c")?;
-    ensure!(
-        error.state == "0A000" && error.detail.contains("in parts"),
-        "{error}"
-    );
+    ensure!(error.state == "0A000" && error.detail.contains("in parts"), "{error}");
     session.run("ROLLBACK")?;
     a.expect("SELECT count(*) FROM l_calls", "8")
 }

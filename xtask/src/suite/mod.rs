@@ -20,9 +20,9 @@ mod objects;
 mod peers;
 mod rows;
 mod schema;
-mod shares;
 mod sequences;
 mod settings;
+mod shares;
 mod tables;
 mod twophase;
 
@@ -123,10 +123,7 @@ impl Tally {
 /// Names of all checks.
 #[must_use]
 pub fn names() -> Vec<String> {
-    GROUPS
-        .iter()
-        .flat_map(|group| group.iter().map(Check::full_name))
-        .collect()
+    GROUPS.iter().flat_map(|group| group.iter().map(Check::full_name)).collect()
 }
 
 /// Starts a cluster and runs the checks on it.
@@ -139,19 +136,9 @@ pub fn run(plan: &Plan) -> Result<Tally> {
         None => default_directory("test")?,
     };
     Cluster::clear(&dir)?;
-    let (kind, nodes) = if plan.plain {
-        (Kind::Plain, 1)
-    } else {
-        (Kind::Multimaster, 3)
-    };
-    let order = Order {
-        kind,
-        nodes,
-        dir,
-        port: None,
-        set: plan.set.clone(),
-        profile: plan.profile,
-    };
+    let (kind, nodes) = if plan.plain { (Kind::Plain, 1) } else { (Kind::Multimaster, 3) };
+    let order =
+        Order { kind, nodes, dir, port: None, set: plan.set.clone(), profile: plan.profile };
     let mut arena = Arena::new(Cluster::create(&order)?);
     if plan.plain {
         let only = arena.cluster.nodes[0].clone();
@@ -163,10 +150,7 @@ pub fn run(plan: &Plan) -> Result<Tally> {
     }
     if plan.keep || tally.failed > 0 {
         arena.cluster.stop_all()?;
-        println!(
-            "the cluster's data and logs are kept in {}",
-            arena.cluster.dir.display()
-        );
+        println!("the cluster's data and logs are kept in {}", arena.cluster.dir.display());
     } else {
         arena.cluster.destroy()?;
     }
@@ -234,8 +218,7 @@ fn run_check(arena: &Arena, check: &Check) -> bool {
 
 fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
-    text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
-        .unwrap_or_default()
+    text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -36,21 +36,12 @@ fn added_columns_are_equal_everywhere(a: &Arena) -> Result<()> {
     a.run(1, "BEGIN; UPDATE o_add SET a = 1 WHERE id = 1; ALTER TABLE o_add ADD i uuid DEFAULT gen_random_uuid(); INSERT INTO o_add(id) VALUES (1001);
               SAVEPOINT s; ALTER TABLE o_add ADD j float8 DEFAULT random(); ROLLBACK TO s; ALTER TABLE o_add ADD j float8 DEFAULT random() + 1; DELETE FROM o_add WHERE id = 2; COMMIT")?;
     a.same(&rows("o_add"))?;
-    a.expect(
-        "SELECT count(*), count(DISTINCT i), bool_and(j >= 1) FROM o_add",
-        "300,300,t",
-    )?;
+    a.expect("SELECT count(*), count(DISTINCT i), bool_and(j >= 1) FROM o_add", "300,300,t")?;
     // Partitions and children.
     a.run(2, "CREATE TABLE o_part(id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE o_part1 PARTITION OF o_part FOR VALUES FROM (0) TO (50); CREATE TABLE o_part2 PARTITION OF o_part FOR VALUES FROM (50) TO (200); INSERT INTO o_part SELECT generate_series(1, 100)")?;
-    a.run(
-        3,
-        "ALTER TABLE o_part ADD r float8 DEFAULT random(), ADD s serial",
-    )?;
+    a.run(3, "ALTER TABLE o_part ADD r float8 DEFAULT random(), ADD s serial")?;
     a.same(&rows("o_part"))?;
-    a.expect(
-        "SELECT count(DISTINCT r), count(DISTINCT s) FROM o_part",
-        "100,100",
-    )?;
+    a.expect("SELECT count(DISTINCT r), count(DISTINCT s) FROM o_part", "100,100")?;
     Ok(())
 }
 
@@ -69,17 +60,10 @@ fn added_columns_with_values_of_one_node(a: &Arena) -> Result<()> {
     a.same(&rows("o_once"))?;
     a.expect("SELECT s[2] FROM o_once WHERE id = 1", "7")?;
     // An index would hold each node's own.
-    a.run(
-        1,
-        "CREATE TABLE o_once2(id int PRIMARY KEY); INSERT INTO o_once2 VALUES (1)",
-    )?;
-    let error = a
-        .on(2)?
-        .refused("ALTER TABLE o_once2 ADD p int DEFAULT pg_backend_pid() UNIQUE")?;
-    ensure!(
-        error.state == "0A000" && error.hint.contains("second statement"),
-        "{error}"
-    );
+    a.run(1, "CREATE TABLE o_once2(id int PRIMARY KEY); INSERT INTO o_once2 VALUES (1)")?;
+    let error =
+        a.on(2)?.refused("ALTER TABLE o_once2 ADD p int DEFAULT pg_backend_pid() UNIQUE")?;
+    ensure!(error.state == "0A000" && error.hint.contains("second statement"), "{error}");
     a.run(3, "ALTER TABLE o_once2 ADD p int DEFAULT pg_backend_pid(); ALTER TABLE o_once2 ADD UNIQUE (p)")?;
     a.same(
         "SET enable_seqscan = off; SELECT id FROM o_once2 WHERE p = (SELECT p + 0 FROM o_once2)",
@@ -101,10 +85,7 @@ fn defaults_that_read_tables(a: &Arena) -> Result<()> {
     a.run(3, "BEGIN; UPDATE o_source SET v = 0 WHERE id = 10; ALTER TABLE o_read ADD s bigint DEFAULT o_sum(); COMMIT")?;
     a.expect("SELECT DISTINCT s FROM o_read", "55")?;
     a.same(&rows("o_read"))?;
-    a.run(
-        1,
-        "ALTER TABLE o_read ALTER s TYPE numeric USING s + random()",
-    )?;
+    a.run(1, "ALTER TABLE o_read ALTER s TYPE numeric USING s + random()")?;
     a.same(&rows("o_read"))?;
     Ok(())
 }
@@ -144,9 +125,7 @@ fn ddl_about_temporary_objects(a: &Arena) -> Result<()> {
         "ANALYZE otr; VACUUM otr; REINDEX TABLE otr",
     ] {
         for part in sql.split("; ") {
-            session
-                .run(part)
-                .map_err(|error| anyhow::anyhow!("{part}: {error}"))?;
+            session.run(part).map_err(|error| anyhow::anyhow!("{part}: {error}"))?;
         }
         session.run("INSERT INTO o_perm SELECT coalesce(max(id), 0) + 1 FROM o_perm")?;
         a.same("SELECT count(*) FROM o_perm")?;
@@ -165,10 +144,9 @@ fn permanent_tables_like_temporary_ones(a: &Arena) -> Result<()> {
     session
         .run("CREATE TABLE o_as AS SELECT * FROM o_tmp; ALTER TABLE o_as ADD PRIMARY KEY (id)")?;
     a.expect("SELECT * FROM o_as", "1,x")?;
-    for sql in [
-        "CREATE TABLE o_like(LIKE o_tmp)",
-        "CREATE TABLE o_like2(a int, LIKE o_tmp INCLUDING ALL)",
-    ] {
+    for sql in
+        ["CREATE TABLE o_like(LIKE o_tmp)", "CREATE TABLE o_like2(a int, LIKE o_tmp INCLUDING ALL)"]
+    {
         let error = session.refused(sql)?;
         ensure!(
             error.state == "0A000" && error.message.contains("temporary") && !error.hint.is_empty(),
@@ -183,37 +161,25 @@ fn functions_in_the_temporary_schema(a: &Arena) -> Result<()> {
     let session = a.on(1)?;
     session.run("CREATE FUNCTION pg_temp.f(i int) RETURNS int LANGUAGE sql AS 'SELECT i'; ALTER FUNCTION pg_temp.f(int) IMMUTABLE; GRANT EXECUTE ON FUNCTION pg_temp.f(int) TO public; COMMENT ON FUNCTION pg_temp.f(int) IS 'c'; ALTER FUNCTION pg_temp.f(int) RENAME TO g")?;
     session.run("CREATE AGGREGATE pg_temp.agg(int) (SFUNC = int4pl, STYPE = int, INITCOND = '0'); CREATE OPERATOR pg_temp.## (LEFTARG = int, RIGHTARG = int, FUNCTION = int4pl)")?;
-    ensure!(
-        session.one("SELECT pg_temp.g(3)")? == "3",
-        "the function is gone"
-    );
+    ensure!(session.one("SELECT pg_temp.g(3)")? == "3", "the function is gone");
     session.run("DROP OPERATOR pg_temp.## (int, int); DROP AGGREGATE pg_temp.agg(int); DROP FUNCTION pg_temp.g(int)")?;
     a.can_write()
 }
 
 /// The manual: they may be created, and are not replicated. Whoever creates one is told.
 fn large_objects_stay_local(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE TABLE o_lo(id int PRIMARY KEY, o oid); CREATE ROLE o_lo_role",
-    )?;
+    a.run(1, "CREATE TABLE o_lo(id int PRIMARY KEY, o oid); CREATE ROLE o_lo_role")?;
     let session = a.on(2)?;
     let _ = session.notices();
     let oid = session.one("SELECT lo_from_bytea(0, 'abc')")?;
     let told = session.notices().join("\n");
-    ensure!(
-        told.contains("large objects are not replicated"),
-        "nobody was told: {told:?}"
-    );
+    ensure!(told.contains("large objects are not replicated"), "nobody was told: {told:?}");
     session.run(&format!("COMMENT ON LARGE OBJECT {oid} IS 'c'; GRANT SELECT ON LARGE OBJECT {oid} TO o_lo_role; ALTER LARGE OBJECT {oid} OWNER TO o_lo_role; INSERT INTO o_lo VALUES (1, {oid})"))?;
     ensure!(
         session.one(&format!("SELECT convert_from(lo_get({oid}), 'UTF8')"))? == "abc",
         "the large object is lost"
     );
-    ensure!(
-        a.ask(3, "SELECT count(*) FROM pg_largeobject_metadata")? == "0",
-        "it travelled"
-    );
+    ensure!(a.ask(3, "SELECT count(*) FROM pg_largeobject_metadata")? == "0", "it travelled");
     session.run(&format!("SELECT lo_unlink({oid})"))?;
     a.run(3, "DROP ROLE o_lo_role; DELETE FROM o_lo")?;
     Ok(())
@@ -240,25 +206,16 @@ fn materialized_views_refreshed(a: &Arena) -> Result<()> {
 
 fn indexes_concurrently(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE o_ci(id int PRIMARY KEY, v int); INSERT INTO o_ci SELECT g, g FROM generate_series(1, 2000) g")?;
-    a.run(
-        2,
-        "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS o_ci_v ON o_ci(v)",
-    )?;
-    a.run(
-        2,
-        "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS o_ci_v ON o_ci(v)",
-    )?;
+    a.run(2, "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS o_ci_v ON o_ci(v)")?;
+    a.run(2, "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS o_ci_v ON o_ci(v)")?;
     a.run(3, "REINDEX INDEX CONCURRENTLY o_ci_v")?;
     let error = a.on(1)?.refused("INSERT INTO o_ci VALUES (5000, 7)")?;
     ensure!(error.state == "23505", "{error}");
-    a.run(1, "DROP INDEX CONCURRENTLY IF EXISTS o_ci_v, o_ci_none")
-        .err();
+    a.run(1, "DROP INDEX CONCURRENTLY IF EXISTS o_ci_v, o_ci_none").err();
     a.run(1, "DROP INDEX CONCURRENTLY IF EXISTS o_ci_v")?;
     a.run(3, "DROP INDEX CONCURRENTLY IF EXISTS o_ci_v")?;
     a.expect("SELECT to_regclass('o_ci_v') IS NULL", "t")?;
-    let error = a
-        .on(2)?
-        .refused("BEGIN; CREATE INDEX CONCURRENTLY ON o_ci(v)")?;
+    let error = a.on(2)?.refused("BEGIN; CREATE INDEX CONCURRENTLY ON o_ci(v)")?;
     ensure!(error.state == "25001", "{error}");
     a.can_write()
 }
@@ -269,16 +226,11 @@ fn failed_concurrent_index(a: &Arena) -> Result<()> {
         1,
         "CREATE TABLE o_fail(id int PRIMARY KEY, v int); INSERT INTO o_fail VALUES (1, 1), (2, 1)",
     )?;
-    let error = a
-        .on(2)?
-        .refused("CREATE UNIQUE INDEX CONCURRENTLY o_fail_v ON o_fail(v)")?;
+    let error = a.on(2)?.refused("CREATE UNIQUE INDEX CONCURRENTLY o_fail_v ON o_fail(v)")?;
     ensure!(error.state == "23505", "{error}");
     a.run(3, "INSERT INTO o_fail VALUES (3, 1)")?;
     a.run(2, "DROP INDEX o_fail_v")?;
-    a.expect(
-        "SELECT to_regclass('o_fail_v') IS NULL, (SELECT count(*) FROM o_fail)",
-        "t,3",
-    )
+    a.expect("SELECT to_regclass('o_fail_v') IS NULL, (SELECT count(*) FROM o_fail)", "t,3")
 }
 
 fn extensions_of_contrib(a: &Arena) -> Result<()> {
@@ -286,23 +238,11 @@ fn extensions_of_contrib(a: &Arena) -> Result<()> {
     for (name, sql, expected) in [
         ("hstore", "SELECT 'a=>1'::o_x.hstore -> 'a'", "1"),
         ("citext", "SELECT 'A'::o_x.citext = 'a'::o_x.citext", "t"),
-        (
-            "btree_gist",
-            "SELECT count(*) > 0 FROM pg_opclass WHERE opcname = 'gist_int4_ops'",
-            "t",
-        ),
+        ("btree_gist", "SELECT count(*) > 0 FROM pg_opclass WHERE opcname = 'gist_int4_ops'", "t"),
         ("ltree", "SELECT 'a.b'::o_x.ltree @> 'a.b.c'", "t"),
         ("pgcrypto", "SELECT length(o_x.gen_salt('bf'))", "29"),
-        (
-            "tablefunc",
-            "SELECT count(*) FROM o_x.normal_rand(3, 0, 1)",
-            "3",
-        ),
-        (
-            "uuid-ossp",
-            "SELECT o_x.uuid_nil()",
-            "00000000-0000-0000-0000-000000000000",
-        ),
+        ("tablefunc", "SELECT count(*) FROM o_x.normal_rand(3, 0, 1)", "3"),
+        ("uuid-ossp", "SELECT o_x.uuid_nil()", "00000000-0000-0000-0000-000000000000"),
         (
             "postgres_fdw",
             "SELECT fdwname FROM pg_foreign_data_wrapper WHERE fdwname = 'postgres_fdw'",
@@ -314,10 +254,8 @@ fn extensions_of_contrib(a: &Arena) -> Result<()> {
             "1",
         ),
     ] {
-        let missing = a.ask(
-            1,
-            &format!("{available}'{name}' AND installed_version IS NULL"),
-        )? == "0";
+        let missing =
+            a.ask(1, &format!("{available}'{name}' AND installed_version IS NULL"))? == "0";
         if missing {
             continue;
         }
@@ -331,10 +269,7 @@ fn extensions_of_contrib(a: &Arena) -> Result<()> {
         } else if name == "hstore" {
             a.run(3, "CREATE TABLE o_hs(id int PRIMARY KEY, h o_x.hstore); INSERT INTO o_hs VALUES (1, 'k=>v, l=>NULL')")?;
             a.run(1, "UPDATE o_hs SET h = h OPERATOR(o_x.||) 'm=>2'")?;
-            a.expect(
-                "SELECT h FROM o_hs",
-                "\"k\"=>\"v\", \"l\"=>NULL, \"m\"=>\"2\"",
-            )?;
+            a.expect("SELECT h FROM o_hs", "\"k\"=>\"v\", \"l\"=>NULL, \"m\"=>\"2\"")?;
         } else {
             let got = if name == "ltree" {
                 String::new()
@@ -344,9 +279,7 @@ fn extensions_of_contrib(a: &Arena) -> Result<()> {
             ensure!(got == expected, "{name}: {got}");
         }
         ensure!(
-            a.same(&format!(
-                "SELECT count(*) FROM pg_extension WHERE extname = '{name}'"
-            ))? == "1",
+            a.same(&format!("SELECT count(*) FROM pg_extension WHERE extname = '{name}'"))? == "1",
             "{name} is not everywhere"
         );
     }
@@ -381,10 +314,7 @@ fn extension_scripts_make_rows(a: &Arena) -> Result<()> {
     for id in a.ids() {
         a.run(id, "INSERT INTO probe_rows(id, v) SELECT nextval('probe_seq'), 0")?;
     }
-    a.expect(
-        "SELECT count(*), min(id) > 200 FROM probe_rows WHERE v = 0 AND id > 6",
-        "3,t",
-    )?;
+    a.expect("SELECT count(*), min(id) > 200 FROM probe_rows WHERE v = 0 AND id > 6", "3,t")?;
     a.run(1, "DROP EXTENSION probe")?;
     Ok(())
 }
@@ -397,10 +327,7 @@ fn extension_is_kept(a: &Arena) -> Result<()> {
         "DROP SCHEMA mtm CASCADE",
     ] {
         let error = a.on(1)?.refused(sql)?;
-        ensure!(
-            error.state == "55000" || error.state == "2BP01",
-            "{sql}: {error}"
-        );
+        ensure!(error.state == "55000" || error.state == "2BP01", "{sql}: {error}");
     }
     a.can_write()
 }

@@ -29,14 +29,9 @@ const BACK_WITHIN: Duration = Duration::from_secs(30);
 fn status_and_nodes(a: &Arena) -> Result<()> {
     let count = a.ids().len().to_string();
     for id in a.ids() {
-        let status = a.ask(
-            id,
-            "SELECT my_node_id, status, cardinality(gen_configured) FROM mtm.status()",
-        )?;
-        ensure!(
-            status == format!("{id},online,{count}"),
-            "node {id}: {status}"
-        );
+        let status =
+            a.ask(id, "SELECT my_node_id, status, cardinality(gen_configured) FROM mtm.status()")?;
+        ensure!(status == format!("{id},online,{count}"), "node {id}: {status}");
         let nodes = a.ask(id, "SELECT count(*), count(*) FILTER (WHERE is_self), bool_and(enabled), bool_and(connected) FROM mtm.nodes()")?;
         ensure!(nodes == format!("{count},1,t,t"), "node {id}: {nodes}");
     }
@@ -56,11 +51,7 @@ fn answers_in_time(a: &Arena, table: &str, first: i32) -> Result<()> {
         let session = a.on(1)?.patience(Duration::from_secs(20));
         let start = Instant::now();
         let outcome = session.run(&format!("INSERT INTO {table} VALUES ({n})"));
-        ensure!(
-            start.elapsed() < KNOWN_WITHIN,
-            "a writer waited {:?}",
-            start.elapsed()
-        );
+        ensure!(start.elapsed() < KNOWN_WITHIN, "a writer waited {:?}", start.elapsed());
         if let Err(error) = outcome {
             ensure!(is_clear(&error), "a user cannot understand: {error}");
         }
@@ -70,19 +61,14 @@ fn answers_in_time(a: &Arena, table: &str, first: i32) -> Result<()> {
 
 /// Every node writes and all agree, within the limit, without anybody's help.
 fn works_again(a: &Arena, table: &str) -> Result<()> {
-    until("every node can write again", BACK_WITHIN, || {
-        a.can_write().map(Some)
-    })?;
+    until("every node can write again", BACK_WITHIN, || a.can_write().map(Some))?;
     super::compare::nothing_prepared(a)?;
     a.same(&format!("SELECT count(*), sum(id) FROM {table}"))?;
     Ok(())
 }
 
 fn reads_go_on_without_a_peer(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE TABLE n_read(id int PRIMARY KEY); INSERT INTO n_read VALUES (1)",
-    )?;
+    a.run(1, "CREATE TABLE n_read(id int PRIMARY KEY); INSERT INTO n_read VALUES (1)")?;
     // A transaction that only reads asks no peer: it is as quick as ever while one is frozen.
     let session = a.on(1)?.patience(Duration::from_secs(5));
     a.cluster.node(3)?.freeze();
@@ -127,10 +113,7 @@ struct Witness {
 
 impl Witness {
     fn new() -> Self {
-        Self {
-            acknowledged: Vec::new(),
-            refused: Vec::new(),
-        }
+        Self { acknowledged: Vec::new(), refused: Vec::new() }
     }
 
     fn note(&mut self, id: i32, outcome: &Result<(), SqlError>) {
@@ -146,12 +129,7 @@ impl Witness {
     }
 
     fn check(&self, a: &Arena, table: &str) -> Result<()> {
-        let list = |ids: &[i32]| {
-            ids.iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(",")
-        };
+        let list = |ids: &[i32]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let there = format!(
             "SELECT count(*) FROM {table} WHERE id = ANY ('{{{}}}')",
             list(&self.acknowledged)
@@ -170,11 +148,7 @@ impl Witness {
             .filter(|(id, _)| present.split(',').any(|p| p == id.to_string()))
             .map(|(id, why)| format!("{id}: {why}"))
             .collect::<Vec<_>>();
-        ensure!(
-            told.is_empty(),
-            "refused and there nevertheless: {}",
-            told.join("; ")
-        );
+        ensure!(told.is_empty(), "refused and there nevertheless: {}", told.join("; "));
         Ok(())
     }
 }
@@ -195,18 +169,13 @@ fn write_on(
             break;
         }
         if session.is_none() {
-            session = a
-                .on(id)
-                .ok()
-                .map(|session| session.patience(Duration::from_secs(20)));
+            session = a.on(id).ok().map(|session| session.patience(Duration::from_secs(20)));
         }
         let Some(open) = &session else {
             std::thread::sleep(Duration::from_millis(50));
             continue;
         };
-        let outcome = open
-            .run(&format!("INSERT INTO {table} VALUES ({row})"))
-            .map(drop);
+        let outcome = open.run(&format!("INSERT INTO {table} VALUES ({row})")).map(drop);
         if outcome
             .as_ref()
             .is_err_and(|error| error.state.is_empty() || error.state.starts_with("57P"))
@@ -278,10 +247,7 @@ fn backend_terminated_while_committing(a: &Arena) -> Result<()> {
 }
 
 fn all_restarted(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE TABLE n_all(id int PRIMARY KEY); INSERT INTO n_all VALUES (1)",
-    )?;
+    a.run(1, "CREATE TABLE n_all(id int PRIMARY KEY); INSERT INTO n_all VALUES (1)")?;
     a.cluster.each(|node| {
         node.stop()?;
         node.start()
@@ -315,11 +281,9 @@ fn worker_terminated(a: &Arena) -> Result<()> {
     ensure!(!kinds.is_empty(), "no process called mtm-*");
     for kind in kinds.into_iter().flatten().flatten() {
         a.run(2, &format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = '{kind}'"))?;
-        until(
-            &format!("all nodes write after {kind} was terminated"),
-            BACK_WITHIN,
-            || a.can_write().map(Some),
-        )?;
+        until(&format!("all nodes write after {kind} was terminated"), BACK_WITHIN, || {
+            a.can_write().map(Some)
+        })?;
     }
     works_again(a, "n_worker")
 }

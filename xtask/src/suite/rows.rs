@@ -78,19 +78,10 @@ const BUILT_IN: &[(&str, &str)] = &[
 ];
 
 fn fill_built_in(a: &Arena, table: &str, writer: usize, before: &str) -> Result<()> {
-    let columns: Vec<String> = BUILT_IN
-        .iter()
-        .enumerate()
-        .map(|(i, (kind, _))| format!("c{i} {kind}"))
-        .collect();
+    let columns: Vec<String> =
+        BUILT_IN.iter().enumerate().map(|(i, (kind, _))| format!("c{i} {kind}")).collect();
     let values: Vec<&str> = BUILT_IN.iter().map(|pair| pair.1).collect();
-    a.run(
-        1,
-        &format!(
-            "CREATE TABLE {table}(id int PRIMARY KEY, {})",
-            columns.join(", ")
-        ),
-    )?;
+    a.run(1, &format!("CREATE TABLE {table}(id int PRIMARY KEY, {})", columns.join(", ")))?;
     let session = a.on(writer)?;
     session.run(before)?;
     session.run(&format!(
@@ -104,9 +95,7 @@ fn fill_built_in(a: &Arena, table: &str, writer: usize, before: &str) -> Result<
     }
     for (i, (kind, value)) in BUILT_IN.iter().enumerate() {
         let all = a
-            .same(&format!(
-                "SELECT string_agg(c{i}::text, '|' ORDER BY id) FROM {table}"
-            ))
+            .same(&format!("SELECT string_agg(c{i}::text, '|' ORDER BY id) FROM {table}"))
             .with_context(|| format!("type {kind}"))?;
         let written = a.ask(
             writer,
@@ -151,18 +140,13 @@ fn user_defined_types(a: &Arena) -> Result<()> {
            (1, 'happy', '{sad,ok}', ROW(1, 'x, \"y\"', 'ok'), ARRAY[ROW(2, NULL, 'sad')::r_pair, NULL], 5, ARRAY[ROW(3, '', NULL)::r_pair]),
            (2, NULL, NULL, NULL, NULL, NULL, NULL)",
     )?;
-    a.run(
-        3,
-        "UPDATE r_user SET m = 'sad', p.b = 'changed', d = 6 WHERE id = 1",
-    )?;
+    a.run(3, "UPDATE r_user SET m = 'sad', p.b = 'changed', d = 6 WHERE id = 1")?;
     a.run(3, "ALTER TYPE r_mood ADD VALUE 'great'")?;
     a.run(1, "UPDATE r_user SET m = 'great' WHERE id = 2")?;
     let all =
         a.same("SELECT string_agg(whole_row::text, '/' ORDER BY id) FROM r_user whole_row")?;
     ensure!(all.contains("changed") && all.contains("great"), "{all}");
-    let error = a
-        .on(2)?
-        .refused("INSERT INTO r_user(id, d) VALUES (3, -1)")?;
+    let error = a.on(2)?.refused("INSERT INTO r_user(id, d) VALUES (3, -1)")?;
     ensure!(error.state == "23514", "{error}");
     Ok(())
 }
@@ -174,9 +158,7 @@ fn range_and_multirange_types(a: &Arena) -> Result<()> {
          CREATE TABLE r_range(id int PRIMARY KEY, i int4range, n nummultirange, t tstzrange, f r_floatrange, EXCLUDE USING gist (i WITH &&))",
     )?;
     a.run(2, "INSERT INTO r_range VALUES (1, '[1,5)', '{[1,2],(3,4]}', '[2026-01-01,)', '[1.5,2.5]'), (2, 'empty', '{}', '(,)', NULL)")?;
-    let error = a
-        .on(3)?
-        .refused("INSERT INTO r_range(id, i) VALUES (3, '[4,6)')")?;
+    let error = a.on(3)?.refused("INSERT INTO r_range(id, i) VALUES (3, '[4,6)')")?;
     ensure!(error.state == "23P01", "{error}");
     let all =
         a.same("SELECT string_agg(whole_row::text, '/' ORDER BY id) FROM r_range whole_row")?;
@@ -192,22 +174,10 @@ fn extension_types(a: &Arena) -> Result<()> {
 }
 
 fn nulls_and_empty_values(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE TABLE r_null(id int PRIMARY KEY, a text, b bytea, c int[])",
-    )?;
-    a.run(
-        2,
-        "INSERT INTO r_null VALUES (1, '', '', '{}'), (2, NULL, NULL, NULL)",
-    )?;
-    a.run(
-        3,
-        "UPDATE r_null SET a = NULL WHERE id = 1; UPDATE r_null SET a = '' WHERE id = 2",
-    )?;
-    a.expect(
-        "SELECT id, a, b, c FROM r_null ORDER BY id",
-        "1,~,\\x,{};2,,~,~",
-    )
+    a.run(1, "CREATE TABLE r_null(id int PRIMARY KEY, a text, b bytea, c int[])")?;
+    a.run(2, "INSERT INTO r_null VALUES (1, '', '', '{}'), (2, NULL, NULL, NULL)")?;
+    a.run(3, "UPDATE r_null SET a = NULL WHERE id = 1; UPDATE r_null SET a = '' WHERE id = 2")?;
+    a.expect("SELECT id, a, b, c FROM r_null ORDER BY id", "1,~,\\x,{};2,,~,~")
 }
 
 /// Values that do not compress and must go out of line, from 1 byte to 5 MB.
@@ -217,10 +187,7 @@ fn toast(a: &Arena) -> Result<()> {
     let all =
         a.same("SELECT sum(length(v)), md5(string_agg(md5(v), '' ORDER BY id)) FROM r_toast")?;
     ensure!(all.starts_with("6013010,"), "{all}");
-    a.run(
-        3,
-        "UPDATE r_toast SET v = v || 'end'; DELETE FROM r_toast WHERE id = 100000",
-    )?;
+    a.run(3, "UPDATE r_toast SET v = v || 'end'; DELETE FROM r_toast WHERE id = 100000")?;
     a.expect("SELECT count(*), sum(length(v)) FROM r_toast", "5,5013025")
 }
 
@@ -238,10 +205,7 @@ fn toast_unchanged_columns(a: &Arena) -> Result<()> {
         1,
         "UPDATE r_unchanged SET n = n + 1 WHERE id = 12; DELETE FROM r_unchanged WHERE id = 11",
     )?;
-    a.expect(
-        "SELECT id, n, length(v), left(v, 1) FROM r_unchanged",
-        "12,2,100000,y",
-    )
+    a.expect("SELECT id, n, length(v), left(v, 1) FROM r_unchanged", "12,2,100000,y")
 }
 
 fn generated_columns(a: &Arena) -> Result<()> {
@@ -281,7 +245,10 @@ fn generated_columns_that_identify_rows(a: &Arena) -> Result<()> {
     a.expect("SELECT id, l FROM r_gen_uni ORDER BY id", "1,two;2,one")?;
     a.run(2, "INSERT INTO r_gen_part VALUES (1, 'A'), (12, 'B')")?;
     a.run(3, "UPDATE r_gen_part SET id = id + 10, t = t || 'X' WHERE id = 1; UPDATE r_gen_part SET t = 'C' WHERE id = 12")?;
-    a.expect("SELECT tableoid::regclass, id, l FROM r_gen_part ORDER BY id", "r_gen_part2,11,ax;r_gen_part2,12,c")
+    a.expect(
+        "SELECT tableoid::regclass, id, l FROM r_gen_part ORDER BY id",
+        "r_gen_part2,11,ax;r_gen_part2,12,c",
+    )
 }
 
 fn dropped_and_added_columns(a: &Arena) -> Result<()> {
@@ -289,29 +256,14 @@ fn dropped_and_added_columns(a: &Arena) -> Result<()> {
     a.run(2, "ALTER TABLE r_columns DROP a")?;
     a.run(3, "INSERT INTO r_columns VALUES (2, 'z')")?;
     a.run(1, "ALTER TABLE r_columns ADD c int DEFAULT 7, ADD d text")?;
-    a.run(
-        2,
-        "UPDATE r_columns SET d = 'new'; INSERT INTO r_columns VALUES (3, 'q', 8, 'r')",
-    )?;
-    a.expect(
-        "SELECT * FROM r_columns ORDER BY id",
-        "1,y,7,new;2,z,7,new;3,q,8,r",
-    )
+    a.run(2, "UPDATE r_columns SET d = 'new'; INSERT INTO r_columns VALUES (3, 'q', 8, 'r')")?;
+    a.expect("SELECT * FROM r_columns ORDER BY id", "1,y,7,new;2,z,7,new;3,q,8,r")
 }
 
 fn many_columns(a: &Arena) -> Result<()> {
     let columns: Vec<String> = (0..1000).map(|i| format!("c{i} int")).collect();
-    a.run(
-        1,
-        &format!(
-            "CREATE TABLE r_many(id int PRIMARY KEY, {})",
-            columns.join(", ")
-        ),
-    )?;
-    a.run(
-        2,
-        "INSERT INTO r_many(id, c0, c999) VALUES (1, 1, 2); UPDATE r_many SET c500 = 3",
-    )?;
+    a.run(1, &format!("CREATE TABLE r_many(id int PRIMARY KEY, {})", columns.join(", ")))?;
+    a.run(2, "INSERT INTO r_many(id, c0, c999) VALUES (1, 1, 2); UPDATE r_many SET c500 = 3")?;
     a.expect("SELECT c0, c500, c999, c1 FROM r_many", "1,3,2,~")
 }
 
@@ -329,10 +281,7 @@ fn wide_rows_in_one_transaction(a: &Arena) -> Result<()> {
 }
 
 fn floats_keep_their_bits(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE TABLE r_float(id int PRIMARY KEY, f float8, g float4)",
-    )?;
+    a.run(1, "CREATE TABLE r_float(id int PRIMARY KEY, f float8, g float4)")?;
     let session = a.on(2)?;
     session.run("SET extra_float_digits = -15; INSERT INTO r_float SELECT i, 1.0 / i, 1.0 / i FROM generate_series(1, 500) i")?;
     session.run("UPDATE r_float SET f = f * 3 WHERE id > 250")?;

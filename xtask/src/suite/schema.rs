@@ -68,24 +68,15 @@ fn ddl_in_savepoints(a: &Arena) -> Result<()> {
         "BEGIN; SAVEPOINT a; CREATE TABLE s_sp_no(id int); INSERT INTO s_sp_no VALUES (1); ROLLBACK TO a;
          SAVEPOINT b; CREATE TABLE s_sp_yes(id int PRIMARY KEY); RELEASE b; INSERT INTO s_sp_yes VALUES (1); COMMIT",
     )?;
-    a.expect(
-        "SELECT to_regclass('s_sp_no') IS NULL, (SELECT count(*) FROM s_sp_yes)",
-        "t,1",
-    )
+    a.expect("SELECT to_regclass('s_sp_no') IS NULL, (SELECT count(*) FROM s_sp_yes)", "t,1")
 }
 
 fn alter_table_columns(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE s_alter(id int PRIMARY KEY, a int, b text); INSERT INTO s_alter SELECT g, g, 'x' FROM generate_series(1, 10) g")?;
     a.run(2, "ALTER TABLE s_alter ADD c timestamptz NOT NULL DEFAULT '2026-01-01', DROP b, ALTER a SET DEFAULT 5, ALTER a SET NOT NULL")?;
-    a.run(
-        3,
-        "ALTER TABLE s_alter RENAME a TO aa; INSERT INTO s_alter(id) VALUES (11)",
-    )?;
+    a.run(3, "ALTER TABLE s_alter RENAME a TO aa; INSERT INTO s_alter(id) VALUES (11)")?;
     a.run(1, "ALTER TABLE s_alter ALTER aa SET STATISTICS 500, ALTER aa DROP DEFAULT, SET (fillfactor = 70)")?;
-    a.expect(
-        "SELECT count(*), sum(aa), min(c)::date FROM s_alter",
-        "11,60,2026-01-01",
-    )
+    a.expect("SELECT count(*), sum(aa), min(c)::date FROM s_alter", "11,60,2026-01-01")
 }
 
 fn alter_type_using(a: &Arena) -> Result<()> {
@@ -119,22 +110,13 @@ fn alter_table_constraints(a: &Arena) -> Result<()> {
     a.run(3, "ALTER TABLE s_con ADD CONSTRAINT s_con_fk FOREIGN KEY (b) REFERENCES s_con_ref NOT VALID; ALTER TABLE s_con VALIDATE CONSTRAINT s_con_a")?;
     a.run(1, "ALTER TABLE s_con RENAME CONSTRAINT s_con_a TO s_con_positive; ALTER TABLE s_con VALIDATE CONSTRAINT s_con_fk")?;
     let error = a.on(2)?.refused("INSERT INTO s_con VALUES (1, 0, NULL)")?;
-    ensure!(
-        error.state == "23514" && error.message.contains("s_con_positive"),
-        "{error}"
-    );
-    a.run(
-        3,
-        "ALTER TABLE s_con DROP CONSTRAINT s_con_fk; INSERT INTO s_con VALUES (1, 1, 99)",
-    )?;
+    ensure!(error.state == "23514" && error.message.contains("s_con_positive"), "{error}");
+    a.run(3, "ALTER TABLE s_con DROP CONSTRAINT s_con_fk; INSERT INTO s_con VALUES (1, 1, 99)")?;
     a.expect("SELECT b FROM s_con", "99")
 }
 
 fn alter_table_rename_and_move(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE SCHEMA s_other; CREATE TABLE s_before(id int PRIMARY KEY)",
-    )?;
+    a.run(1, "CREATE SCHEMA s_other; CREATE TABLE s_before(id int PRIMARY KEY)")?;
     a.run(2, "ALTER TABLE s_before RENAME TO s_after")?;
     a.run(3, "ALTER TABLE s_after SET SCHEMA s_other")?;
     a.run(1, "INSERT INTO s_other.s_after VALUES (1)")?;
@@ -148,17 +130,11 @@ fn create_table_as(a: &Arena) -> Result<()> {
     )?;
     a.run(3, "CREATE TABLE s_ctas_empty AS SELECT * FROM s_ctas WITH NO DATA; CREATE TABLE IF NOT EXISTS s_ctas AS SELECT 1")?;
     a.same("SELECT count(*), sum(r) FROM s_ctas")?;
-    a.expect(
-        "SELECT (SELECT count(*) FROM s_ctas), (SELECT count(*) FROM s_ctas_empty)",
-        "100,0",
-    )
+    a.expect("SELECT (SELECT count(*) FROM s_ctas), (SELECT count(*) FROM s_ctas_empty)", "100,0")
 }
 
 fn select_into(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "SELECT g AS id, clock_timestamp() AS t INTO s_into FROM generate_series(1, 10) g",
-    )?;
+    a.run(1, "SELECT g AS id, clock_timestamp() AS t INTO s_into FROM generate_series(1, 10) g")?;
     a.same("SELECT md5(string_agg(whole_row::text, '/' ORDER BY id)) FROM s_into whole_row")?;
     a.expect("SELECT count(*) FROM s_into", "10")
 }
@@ -172,10 +148,7 @@ fn create_table_as_execute(a: &Arena) -> Result<()> {
 
 fn create_table_like(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE s_like(id int PRIMARY KEY, v text DEFAULT 'd' CHECK (v <> '')); CREATE INDEX ON s_like(v); COMMENT ON COLUMN s_like.v IS 'c'")?;
-    a.run(
-        2,
-        "CREATE TABLE s_like_copy(LIKE s_like INCLUDING ALL, extra int)",
-    )?;
+    a.run(2, "CREATE TABLE s_like_copy(LIKE s_like INCLUDING ALL, extra int)")?;
     a.run(3, "INSERT INTO s_like_copy(id) VALUES (1)")?;
     a.expect("SELECT v FROM s_like_copy", "d")
 }
@@ -188,19 +161,13 @@ fn indexes(a: &Arena) -> Result<()> {
     ensure!(error.state == "23505", "{error}");
     a.run(1, "DROP INDEX s_index_w; ALTER TABLE s_index ADD CONSTRAINT s_index_c UNIQUE USING INDEX s_index_x").err();
     a.run(2, "REINDEX INDEX s_index_u")?;
-    a.expect(
-        "SELECT count(*) FROM pg_indexes WHERE tablename = 's_index'",
-        "4",
-    )
+    a.expect("SELECT count(*) FROM pg_indexes WHERE tablename = 's_index'", "4")
 }
 
 fn indexes_concurrently(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE s_conc(id int PRIMARY KEY, v int); INSERT INTO s_conc SELECT g, g FROM generate_series(1, 1000) g")?;
     a.run(2, "CREATE INDEX CONCURRENTLY s_conc_v ON s_conc(v)")?;
-    a.expect(
-        "SELECT indisvalid FROM pg_index WHERE indexrelid = 's_conc_v'::regclass",
-        "t",
-    )?;
+    a.expect("SELECT indisvalid FROM pg_index WHERE indexrelid = 's_conc_v'::regclass", "t")?;
     a.run(3, "DROP INDEX CONCURRENTLY s_conc_v")?;
     a.expect("SELECT to_regclass('s_conc_v') IS NULL", "t")
 }
@@ -211,10 +178,7 @@ fn views(a: &Arena) -> Result<()> {
         "CREATE TABLE s_vt(id int PRIMARY KEY, v int); CREATE VIEW s_view AS SELECT id FROM s_vt",
     )?;
     a.run(2, "CREATE OR REPLACE VIEW s_view AS SELECT id, v FROM s_vt; CREATE RECURSIVE VIEW s_rec(n) AS VALUES (1) UNION ALL SELECT n + 1 FROM s_rec WHERE n < 5")?;
-    a.run(
-        3,
-        "INSERT INTO s_view VALUES (1, 2); ALTER VIEW s_view RENAME TO s_view2",
-    )?;
+    a.run(3, "INSERT INTO s_view VALUES (1, 2); ALTER VIEW s_view RENAME TO s_view2")?;
     a.expect("SELECT v, (SELECT count(*) FROM s_rec) FROM s_view2", "2,5")
 }
 
@@ -225,10 +189,7 @@ fn materialized_views(a: &Arena) -> Result<()> {
     )?;
     a.run(2, "CREATE MATERIALIZED VIEW s_mat AS SELECT id, random() AS r FROM s_mt; CREATE UNIQUE INDEX ON s_mat(id)")?;
     a.expect("SELECT count(*) FROM s_mat", "10")?;
-    a.run(
-        3,
-        "INSERT INTO s_mt VALUES (11); REFRESH MATERIALIZED VIEW s_mat",
-    )?;
+    a.run(3, "INSERT INTO s_mt VALUES (11); REFRESH MATERIALIZED VIEW s_mat")?;
     a.expect("SELECT count(*) FROM s_mat", "11")?;
     a.run(1, "INSERT INTO s_mt VALUES (12)")?;
     a.run(1, "REFRESH MATERIALIZED VIEW CONCURRENTLY s_mat")?;
@@ -266,10 +227,7 @@ fn drop_cascade(a: &Arena) -> Result<()> {
     ensure!(error.state == "2BP01", "{error}");
     a.run(2, "DROP TABLE s_drop CASCADE")?;
     a.run(3, "INSERT INTO s_drop_c VALUES (1)")?;
-    a.expect(
-        "SELECT to_regclass('s_drop_v') IS NULL, (SELECT count(*) FROM s_drop_c)",
-        "t,1",
-    )
+    a.expect("SELECT to_regclass('s_drop_v') IS NULL, (SELECT count(*) FROM s_drop_c)", "t,1")
 }
 
 fn if_exists_and_if_not_exists(a: &Arena) -> Result<()> {
@@ -287,10 +245,7 @@ fn sequences_as_objects(a: &Arena) -> Result<()> {
     for id in a.ids() {
         a.run(id, "INSERT INTO s_seq_t(v) SELECT generate_series(1, 10)")?;
     }
-    a.run(
-        2,
-        "ALTER SEQUENCE s_seq RENAME TO s_seq2; ALTER SEQUENCE s_seq2 CACHE 5",
-    )?;
+    a.run(2, "ALTER SEQUENCE s_seq RENAME TO s_seq2; ALTER SEQUENCE s_seq2 CACHE 5")?;
     for id in a.ids() {
         a.run(id, "INSERT INTO s_seq_t(v) SELECT generate_series(1, 10)")?;
     }
@@ -298,10 +253,7 @@ fn sequences_as_objects(a: &Arena) -> Result<()> {
 }
 
 fn identity_columns(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE TABLE s_ident(id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v int)",
-    )?;
+    a.run(1, "CREATE TABLE s_ident(id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v int)")?;
     a.run(2, "INSERT INTO s_ident(v) VALUES (1); INSERT INTO s_ident OVERRIDING SYSTEM VALUE VALUES (1000, 2)")?;
     let error = a.on(3)?.refused("INSERT INTO s_ident VALUES (1, 1)")?;
     ensure!(error.state == "428C9", "{error}");
@@ -313,10 +265,7 @@ fn identity_columns(a: &Arena) -> Result<()> {
 fn statistics_objects(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE s_stat(id int PRIMARY KEY, a int, b int)")?;
     a.run(2, "CREATE STATISTICS s_stats (dependencies) ON a, b FROM s_stat; ALTER STATISTICS s_stats SET STATISTICS 10")?;
-    a.expect(
-        "SELECT count(*) FROM pg_statistic_ext WHERE stxname = 's_stats'",
-        "1",
-    )
+    a.expect("SELECT count(*) FROM pg_statistic_ext WHERE stxname = 's_stats'", "1")
 }
 
 fn tablespace_defaults(a: &Arena) -> Result<()> {
@@ -328,10 +277,7 @@ fn tablespace_defaults(a: &Arena) -> Result<()> {
 fn quoted_names(a: &Arena) -> Result<()> {
     a.run(1, "CREATE SCHEMA \"S \"\"q\"\"\"; CREATE TABLE \"S \"\"q\"\"\".\"Table; 'x'\"(\"Id\" int PRIMARY KEY, \"\u{e4}\u{f6}\" text DEFAULT $$it's$$)")?;
     a.run(2, "INSERT INTO \"S \"\"q\"\"\".\"Table; 'x'\" VALUES (1, 'v'), (2, DEFAULT); UPDATE \"S \"\"q\"\"\".\"Table; 'x'\" SET \"Id\" = 3 WHERE \"Id\" = 2")?;
-    a.expect(
-        "SELECT * FROM \"S \"\"q\"\"\".\"Table; 'x'\" ORDER BY 1",
-        "1,v;3,it's",
-    )
+    a.expect("SELECT * FROM \"S \"\"q\"\"\".\"Table; 'x'\" ORDER BY 1", "1,v;3,it's")
 }
 
 /// Different tables from all nodes at the same time: nothing hangs, everything is there, or the
@@ -356,19 +302,10 @@ fn ddl_on_all_nodes_at_once(a: &Arena) -> Result<()> {
     };
     let work = &work;
     std::thread::scope(|scope| {
-        let threads: Vec<_> = a
-            .ids()
-            .into_iter()
-            .map(|id| scope.spawn(move || work(id)))
-            .collect();
-        threads
-            .into_iter()
-            .try_for_each(|thread| thread.join().expect("no panic in a writer"))
+        let threads: Vec<_> = a.ids().into_iter().map(|id| scope.spawn(move || work(id))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("no panic in a writer"))
     })?;
-    a.expect(
-        "SELECT count(*) FROM pg_class WHERE relname ~ '^s_par_._.$'",
-        "30",
-    )
+    a.expect("SELECT count(*) FROM pg_class WHERE relname ~ '^s_par_._.$'", "30")
 }
 
 fn pgbench_init_on_any_node(a: &Arena) -> Result<()> {
@@ -377,11 +314,7 @@ fn pgbench_init_on_any_node(a: &Arena) -> Result<()> {
         a.expect("SELECT count(*) FROM pgbench_accounts", "100000")?;
     }
     let script = crate::bench::load::Script::update(100_000);
-    let load = crate::bench::Load {
-        script: &script,
-        clients: &[2, 2, 2],
-        seconds: 3,
-    };
+    let load = crate::bench::Load { script: &script, clients: &[2, 2, 2], seconds: 3 };
     let sample = load.run(&a.cluster, &a.cluster.dir.join("pgbench-suite"))?;
     ensure!(
         sample.failed == 0 && !sample.latencies.is_empty(),
@@ -389,16 +322,10 @@ fn pgbench_init_on_any_node(a: &Arena) -> Result<()> {
         sample.failed,
         sample.latencies.len()
     );
-    a.expect(
-        "SELECT sum(abalance) FROM pgbench_accounts",
-        &sample.latencies.len().to_string(),
-    )?;
+    a.expect("SELECT sum(abalance) FROM pgbench_accounts", &sample.latencies.len().to_string())?;
     builtin(a, "tpcb-like")?;
     a.same("SELECT sum(abalance), (SELECT sum(bbalance) FROM pgbench_branches), (SELECT count(*) FROM pgbench_history) FROM pgbench_accounts")?;
-    a.run(
-        1,
-        "DROP TABLE pgbench_accounts, pgbench_branches, pgbench_tellers, pgbench_history",
-    )?;
+    a.run(1, "DROP TABLE pgbench_accounts, pgbench_branches, pgbench_tellers, pgbench_history")?;
     Ok(())
 }
 
@@ -406,15 +333,7 @@ fn builtin(a: &Arena, script: &str) -> Result<()> {
     for id in a.ids() {
         let mut command = crate::host::client("pgbench");
         let port = a.cluster.node(id)?.port.to_string();
-        command.args([
-            "-h",
-            "127.0.0.1",
-            "-p",
-            &port,
-            "-U",
-            crate::server::DATABASE,
-            "-n",
-        ]);
+        command.args(["-h", "127.0.0.1", "-p", &port, "-U", crate::server::DATABASE, "-n"]);
         command.args([
             "-b",
             script,

@@ -28,14 +28,8 @@ fn fill(a: &Arena, insert: &str, times: usize) -> Result<()> {
     };
     let work = &work;
     std::thread::scope(|scope| {
-        let threads: Vec<_> = a
-            .ids()
-            .into_iter()
-            .map(|id| scope.spawn(move || work(id)))
-            .collect();
-        threads
-            .into_iter()
-            .try_for_each(|thread| thread.join().expect("no panic in a writer"))
+        let threads: Vec<_> = a.ids().into_iter().map(|id| scope.spawn(move || work(id))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("no panic in a writer"))
     })
 }
 
@@ -46,15 +40,8 @@ fn serial_on_all_nodes_at_once(a: &Arena) -> Result<()> {
 }
 
 fn identity_on_all_nodes_at_once(a: &Arena) -> Result<()> {
-    a.run(
-        2,
-        "CREATE TABLE q_identity(id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v int)",
-    )?;
-    fill(
-        a,
-        "INSERT INTO q_identity(v) SELECT generate_series(1, 10)",
-        10,
-    )?;
+    a.run(2, "CREATE TABLE q_identity(id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v int)")?;
+    fill(a, "INSERT INTO q_identity(v) SELECT generate_series(1, 10)", 10)?;
     a.expect("SELECT count(*) FROM q_identity", "300")
 }
 
@@ -89,10 +76,7 @@ fn cached_sequences(a: &Arena) -> Result<()> {
 
 fn sequence_made_on_each_node(a: &Arena) -> Result<()> {
     for id in a.ids() {
-        a.run(
-            id,
-            &format!("CREATE TABLE q_made_{id}(id serial PRIMARY KEY, v int)"),
-        )?;
+        a.run(id, &format!("CREATE TABLE q_made_{id}(id serial PRIMARY KEY, v int)"))?;
     }
     for id in a.ids() {
         fill(a, &format!("INSERT INTO q_made_{id}(v) VALUES (1)"), 10)?;
@@ -127,10 +111,7 @@ fn setval_and_restart(a: &Arena) -> Result<()> {
     fill(a, "INSERT INTO q_set(v) VALUES (2)", 5)?;
     a.run(2, "ALTER SEQUENCE q_set_id_seq RESTART WITH 5000")?;
     fill(a, "INSERT INTO q_set(v) VALUES (3)", 5)?;
-    a.expect(
-        "SELECT v, count(*) FROM q_set GROUP BY v ORDER BY v",
-        "1,15;2,15;3,15",
-    )
+    a.expect("SELECT v, count(*) FROM q_set GROUP BY v ORDER BY v", "1,15;2,15;3,15")
 }
 
 /// A smallint sequence must give out all its values before it ends, without a collision.
@@ -161,15 +142,10 @@ fn monotonic(a: &Arena) -> Result<()> {
             let session = a.on(id)?;
             session.run("SET multimaster.monotonic_sequences = on")?;
             // Values of one node, committed, are seen by the next one.
-            session.run(&format!(
-                "CREATE TABLE q_mono_{round}_{id}(id int PRIMARY KEY)"
-            ))?;
-            session.run(&format!(
-                "INSERT INTO q_mono_{round}_{id} SELECT nextval('q_mono')"
-            ))?;
-            let value: i64 = session
-                .one(&format!("SELECT id FROM q_mono_{round}_{id}"))?
-                .parse()?;
+            session.run(&format!("CREATE TABLE q_mono_{round}_{id}(id int PRIMARY KEY)"))?;
+            session.run(&format!("INSERT INTO q_mono_{round}_{id} SELECT nextval('q_mono')"))?;
+            let value: i64 =
+                session.one(&format!("SELECT id FROM q_mono_{round}_{id}"))?.parse()?;
             ensure!(value > last, "node {id} drew {value} after {last}");
             last = value;
         }

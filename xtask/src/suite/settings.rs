@@ -67,9 +67,7 @@ impl Trio {
     }
 
     fn on(&self, id: usize) -> Result<Session> {
-        Ok(self.servers[id - 1]
-            .connect()?
-            .patience(Duration::from_secs(60)))
+        Ok(self.servers[id - 1].connect()?.patience(Duration::from_secs(60)))
     }
 
     fn mend(&self, id: usize, settings: Settings<'_>) -> Result<()> {
@@ -87,9 +85,7 @@ impl Trio {
         let session = self.servers[0].connect()?.patience(Duration::from_secs(60));
         session
             .run("SET client_min_messages = warning; CREATE EXTENSION IF NOT EXISTS multimaster")?;
-        session
-            .run(&call(&self.servers[0].conninfo(), peers))
-            .map(drop)
+        session.run(&call(&self.servers[0].conninfo(), peers)).map(drop)
     }
 
     fn refused(&self, peers: &[String]) -> Result<SqlError> {
@@ -108,18 +104,10 @@ impl Trio {
                         (SELECT count(*) FROM pg_ls_dir('.') f WHERE f LIKE 'multimaster%') || ' files, ' ||
                         (SELECT count(*) FROM pg_prepared_xacts) || ' prepared'",
             )?;
-            ensure!(
-                left == "0 slots, 0 files, 0 prepared",
-                "server {}: {left}",
-                server.id
-            );
+            ensure!(left == "0 slots, 0 files, 0 prepared", "server {}: {left}", server.id);
             let extension =
                 session.one("SELECT count(*) FROM pg_extension WHERE extname = 'multimaster'")?;
-            ensure!(
-                server.id == 1 || extension == "0",
-                "server {} kept the extension",
-                server.id
-            );
+            ensure!(server.id == 1 || extension == "0", "server {} kept the extension", server.id);
         }
         Ok(())
     }
@@ -133,8 +121,7 @@ impl Trio {
                 Ok((status == "online").then_some(()))
             })?;
         }
-        self.on(2)?
-            .run("CREATE TABLE proof(id serial PRIMARY KEY, v int)")?;
+        self.on(2)?.run("CREATE TABLE proof(id serial PRIMARY KEY, v int)")?;
         for server in &self.servers {
             server.connect()?.run("INSERT INTO proof(v) VALUES (1)")?;
         }
@@ -145,28 +132,18 @@ impl Trio {
 }
 
 fn owned(settings: Settings<'_>) -> Vec<(String, String)> {
-    settings
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-        .collect()
+    settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
 fn call(own: &str, peers: &[String]) -> String {
     let peers: Vec<_> = peers.iter().map(|peer| format!("'{peer}'")).collect();
-    format!(
-        "SELECT mtm.init_cluster('{own}', ARRAY[{}]::text[])",
-        peers.join(", ")
-    )
+    format!("SELECT mtm.init_cluster('{own}', ARRAY[{}]::text[])", peers.join(", "))
 }
 
 /// All of these are in the error's detail.
 fn says(error: &SqlError, parts: &[&str]) -> Result<()> {
     for part in parts {
-        ensure!(
-            error.detail.contains(part),
-            "no word of {part:?} in {error}\n{}",
-            error.detail
-        );
+        ensure!(error.detail.contains(part), "no word of {part:?} in {error}\n{}", error.detail);
     }
     Ok(())
 }
@@ -189,16 +166,11 @@ fn extension_wants_to_be_preloaded(a: &Arena) -> Result<()> {
     trio.on(1)?.run("CREATE EXTENSION multimaster")?;
     // The library is gone again, the extension is not: no crash, the same hint.
     trio.mend(1, &[("shared_preload_libraries", "")])?;
-    for query in [
-        "SELECT * FROM mtm.status()",
-        "SELECT * FROM mtm.nodes()",
-        "SELECT mtm.alter_sequences()",
-    ] {
+    for query in
+        ["SELECT * FROM mtm.status()", "SELECT * FROM mtm.nodes()", "SELECT mtm.alter_sequences()"]
+    {
         let error = trio.on(1)?.refused(query)?;
-        ensure!(
-            error.hint.contains("shared_preload_libraries"),
-            "{query}: {error}"
-        );
+        ensure!(error.hint.contains("shared_preload_libraries"), "{query}: {error}");
     }
     trio.on(1)?.run("DROP EXTENSION multimaster")?;
     Ok(())
@@ -223,10 +195,7 @@ fn every_wrong_setting_at_once(a: &Arena) -> Result<()> {
     ];
     let trio = Trio::start(a, [&[("max_worker_processes", "206")], wrong, unloaded])?;
     let error = trio.refused(&trio.peers())?;
-    ensure!(
-        error.state == "55000" && error.message.contains("nothing was changed"),
-        "{error}"
-    );
+    ensure!(error.state == "55000" && error.message.contains("nothing was changed"), "{error}");
     says(
         &error,
         &[
@@ -242,11 +211,7 @@ fn every_wrong_setting_at_once(a: &Arena) -> Result<()> {
             "node 3: max_wal_senders is 0",
         ],
     )?;
-    ensure!(
-        error.hint.contains("restart") && error.hint.contains("again"),
-        "{}",
-        error.hint
-    );
+    ensure!(error.hint.contains("restart") && error.hint.contains("again"), "{}", error.hint);
     trio.nothing_left()?;
     trio.mend(1, &[("max_worker_processes", "207")])?;
     let right: Settings<'_> = &[
@@ -271,9 +236,7 @@ fn every_wrong_setting_at_once(a: &Arena) -> Result<()> {
 
 fn replace_hba(server: &Server, text: &str) -> Result<()> {
     std::fs::write(server.data.join("pg_hba.conf"), text)?;
-    server
-        .connect_as(DATABASE, "mtm_admin")?
-        .run("SELECT pg_reload_conf()")?;
+    server.connect_as(DATABASE, "mtm_admin")?.run("SELECT pg_reload_conf()")?;
     Ok(())
 }
 
@@ -291,15 +254,7 @@ fn peers_that_cannot_be_nodes(a: &Arena) -> Result<()> {
     let plain = two.replace("user=mtm", "user=plain");
     let nowhere = two.replace("dbname=mtm", "dbname=nowhere");
     let twice = three.replace("dbname=mtm", "dbname=postgres");
-    let all = [
-        nobody,
-        member,
-        plain,
-        nowhere,
-        three.clone(),
-        twice,
-        own.clone(),
-    ];
+    let all = [nobody, member, plain, nowhere, three.clone(), twice, own.clone()];
     let error = trio.refused(&all)?;
     says(
         &error,
@@ -317,10 +272,7 @@ fn peers_that_cannot_be_nodes(a: &Arena) -> Result<()> {
     // How many.
     let session = trio.on(1)?;
     let error = session.refused(&call(&own, &[]))?;
-    ensure!(
-        error.message.contains("2 to 16 nodes, not 1") && error.state == "22023",
-        "{error}"
-    );
+    ensure!(error.message.contains("2 to 16 nodes, not 1") && error.state == "22023", "{error}");
     let many: Vec<_> = (0..16).map(|_| two.clone()).collect();
     let error = session.refused(&call(&own, &many))?;
     ensure!(error.message.contains("2 to 16 nodes, not 17"), "{error}");
@@ -339,8 +291,7 @@ fn peers_that_cannot_be_nodes(a: &Arena) -> Result<()> {
 
 fn wrong_password(trio: &Trio) -> Result<()> {
     let server = &trio.servers[1];
-    trio.on(2)?
-        .run("CREATE ROLE secret SUPERUSER LOGIN PASSWORD 'right'")?;
+    trio.on(2)?.run("CREATE ROLE secret SUPERUSER LOGIN PASSWORD 'right'")?;
     replace_hba(
         server,
         "host all secret 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n",
@@ -350,13 +301,7 @@ fn wrong_password(trio: &Trio) -> Result<()> {
         [conninfo, trio.servers[2].conninfo()]
     };
     let error = trio.refused(&with(" password=wrong"))?;
-    says(
-        &error,
-        &[
-            "node 2:",
-            "password authentication failed for user \"secret\"",
-        ],
-    )?;
+    says(&error, &["node 2:", "password authentication failed for user \"secret\""])?;
     ensure!(
         error.hint.contains("pg_hba.conf") && error.hint.contains("password"),
         "{}",
@@ -371,8 +316,7 @@ fn wrong_password(trio: &Trio) -> Result<()> {
 fn no_way_between_peers(trio: &Trio) -> Result<()> {
     let server = &trio.servers[2];
     // Only node 1 has the password for node 3: a relative name is one in the data directory.
-    trio.on(3)?
-        .run("CREATE ROLE secret SUPERUSER LOGIN PASSWORD 'right'")?;
+    trio.on(3)?.run("CREATE ROLE secret SUPERUSER LOGIN PASSWORD 'right'")?;
     replace_hba(
         server,
         "host all secret 127.0.0.1/32 scram-sha-256\nhost replication secret 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n",
@@ -381,9 +325,7 @@ fn no_way_between_peers(trio: &Trio) -> Result<()> {
     std::fs::write(&passwords, "*:*:*:secret:right\n")?;
     std::fs::set_permissions(&passwords, std::fs::Permissions::from_mode(0o600))?;
     give_to_server(&passwords)?;
-    let third = server
-        .conninfo()
-        .replace("user=mtm", "user=secret passfile=passwords");
+    let third = server.conninfo().replace("user=mtm", "user=secret passfile=passwords");
     let error = trio.refused(&[trio.servers[1].conninfo(), third])?;
     says(&error, &["from node 2 to node 3:", "no password supplied"])?;
     trio.nothing_left()
@@ -399,17 +341,13 @@ fn undone_when_it_fails_late(a: &Arena) -> Result<()> {
         trio.on(id)?.run("CREATE TABLE old(id serial, v int); INSERT INTO old(v) VALUES (1), (2); CREATE SEQUENCE fine START 7")?;
     }
     // No step of three nodes fits into this one.
-    trio.on(3)?
-        .run("CREATE SEQUENCE wide INCREMENT 6000000000000000000")?;
+    trio.on(3)?.run("CREATE SEQUENCE wide INCREMENT 6000000000000000000")?;
     let sequences = "SELECT string_agg(format('%s %s %s %s', sequencename, start_value, increment_by, last_value), ',' ORDER BY 1) FROM pg_sequences";
     let before = trio.on(2)?.one(sequences)?;
     let error = trio.refused(&trio.peers())?;
     says(&error, &["node 3: sequence \"wide\" cannot be shared"])?;
     trio.nothing_left()?;
-    ensure!(
-        trio.on(2)?.one(sequences)? == before,
-        "sequences of server 2 were changed"
-    );
+    ensure!(trio.on(2)?.one(sequences)? == before, "sequences of server 2 were changed");
     trio.on(3)?.run("DROP SEQUENCE wide")?;
     // Cancelled while a slot waits for a transaction of somebody else.
     let busy = trio.on(2)?;
@@ -426,9 +364,7 @@ fn undone_when_it_fails_late(a: &Arena) -> Result<()> {
         "UPDATE old SET v = v + 10; DELETE FROM old WHERE v = 12; INSERT INTO old(v) VALUES (5)",
     )?;
     for id in [1, 2, 3] {
-        let rows = trio
-            .on(id)?
-            .one("SELECT string_agg(v::text, ',' ORDER BY v) FROM old")?;
+        let rows = trio.on(id)?.one("SELECT string_agg(v::text, ',' ORDER BY v) FROM old")?;
         ensure!(rows == "5,11", "server {id} has {rows}");
     }
     let error = trio.on(2)?.refused("SELECT mtm.unconfigure_node()")?;
@@ -454,8 +390,6 @@ fn shortfalls_at_start_are_logged(a: &Arena) -> Result<()> {
     trio.mend(2, &[("max_worker_processes", "20")])?;
     until("the log names the setting", Duration::from_secs(20), || {
         let log = trio.servers[1].log_tail(100);
-        Ok(log
-            .contains("max_worker_processes is 20, must be at least 207")
-            .then_some(()))
+        Ok(log.contains("max_worker_processes is 20, must be at least 207").then_some(()))
     })
 }

@@ -45,10 +45,7 @@ fn partitions(a: &Arena) -> Result<()> {
          CREATE TABLE p_part_d PARTITION OF p_part DEFAULT",
     )?;
     a.run(2, "INSERT INTO p_part SELECT g, (ARRAY['n', 's', 'x'])[g % 3 + 1], g FROM generate_series(1, 150) g")?;
-    a.run(
-        3,
-        "UPDATE p_part SET v = 0 WHERE id <= 10; DELETE FROM p_part WHERE id > 140",
-    )?;
+    a.run(3, "UPDATE p_part SET v = 0 WHERE id <= 10; DELETE FROM p_part WHERE id > 140")?;
     a.expect(
         "SELECT tableoid::regclass::text, count(*), sum(v) FROM p_part GROUP BY 1 ORDER BY 1",
         "p_part_d,47,3322;p_part_n,46,3225;p_part_s1,33,1595;p_part_s2,14,1673",
@@ -62,10 +59,7 @@ fn partition_attach_and_detach(a: &Arena) -> Result<()> {
          CREATE TABLE p_att1 PARTITION OF p_att FOR VALUES FROM (0) TO (10);
          CREATE TABLE p_att2(id int PRIMARY KEY, v int); INSERT INTO p_att2 VALUES (15, 1)",
     )?;
-    a.run(
-        1,
-        "ALTER TABLE p_att ATTACH PARTITION p_att2 FOR VALUES FROM (10) TO (20)",
-    )?;
+    a.run(1, "ALTER TABLE p_att ATTACH PARTITION p_att2 FOR VALUES FROM (10) TO (20)")?;
     a.run(3, "INSERT INTO p_att VALUES (5, 1), (16, 1)")?;
     a.run(2, "ALTER TABLE p_att DETACH PARTITION p_att1")?;
     a.run(1, "UPDATE p_att SET v = 2; UPDATE p_att1 SET v = 3")?;
@@ -108,10 +102,7 @@ fn referenced_row_moves_between_partitions(a: &Arena) -> Result<()> {
         "SELECT tableoid::regclass, id, z FROM p_mref ORDER BY id",
         "p_mref1,1,one;p_mref2,12,two",
     )?;
-    a.expect(
-        "SELECT string_agg(parent::text, ' ' ORDER BY id) FROM p_mref_c",
-        "1 12",
-    )?;
+    a.expect("SELECT string_agg(parent::text, ' ' ORDER BY id) FROM p_mref_c", "1 12")?;
     a.expect(
         "SELECT what, count(*) FROM p_mref_log GROUP BY what ORDER BY what",
         "DELETE p_mref1,2;DELETE p_mref2,1;INSERT p_mref1,1;INSERT p_mref2,2;UPDATE p_mref1,2;UPDATE p_mref2,1",
@@ -121,10 +112,7 @@ fn referenced_row_moves_between_partitions(a: &Arena) -> Result<()> {
 fn inheritance(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE p_inh(id int PRIMARY KEY); CREATE TABLE p_inh_child(x int, PRIMARY KEY (id)) INHERITS (p_inh)")?;
     a.run(2, "INSERT INTO p_inh VALUES (1); INSERT INTO p_inh_child VALUES (2, 2); UPDATE p_inh SET id = id + 10")?;
-    a.expect(
-        "SELECT tableoid::regclass, id FROM p_inh ORDER BY id",
-        "p_inh,11;p_inh_child,12",
-    )
+    a.expect("SELECT tableoid::regclass, id FROM p_inh ORDER BY id", "p_inh,11;p_inh_child,12")
 }
 
 fn foreign_keys(a: &Arena) -> Result<()> {
@@ -141,10 +129,7 @@ fn foreign_keys(a: &Arena) -> Result<()> {
     ensure!(error.state == "23503", "{error}");
     let error = a.on(1)?.refused("INSERT INTO p_child VALUES (3, 99)")?;
     ensure!(error.state == "23503", "{error}");
-    a.expect(
-        "SELECT count(*) FROM p_parent JOIN p_child ON parent = p_parent.id",
-        "2",
-    )
+    a.expect("SELECT count(*) FROM p_parent JOIN p_child ON parent = p_parent.id", "2")
 }
 
 fn foreign_key_cascades(a: &Arena) -> Result<()> {
@@ -172,17 +157,10 @@ fn parent_delete_against_child_insert(a: &Arena) -> Result<()> {
     for id in 1..=40 {
         let (deleter, inserter) = (a.on(1)?, a.on(2)?);
         deleter.run(&format!("BEGIN; DELETE FROM p_race WHERE id = {id}"))?;
-        inserter.run(&format!(
-            "BEGIN; INSERT INTO p_race_child VALUES ({id}, {id})"
-        ))?;
-        let (deleted, inserted) = Arena::both(
-            || deleter.run("COMMIT").map(drop),
-            || inserter.run("COMMIT").map(drop),
-        );
-        ensure!(
-            deleted.is_err() || inserted.is_err(),
-            "parent {id} was deleted and got a child"
-        );
+        inserter.run(&format!("BEGIN; INSERT INTO p_race_child VALUES ({id}, {id})"))?;
+        let (deleted, inserted) =
+            Arena::both(|| deleter.run("COMMIT").map(drop), || inserter.run("COMMIT").map(drop));
+        ensure!(deleted.is_err() || inserted.is_err(), "parent {id} was deleted and got a child");
         for error in [deleted.err(), inserted.err()].into_iter().flatten() {
             ensure!(is_retryable(&error) || error.state == "23503", "{error}");
         }
@@ -209,14 +187,8 @@ fn deferrable_foreign_key(a: &Arena) -> Result<()> {
         "CREATE TABLE p_dfk(id int PRIMARY KEY);
          CREATE TABLE p_dfk_child(id int PRIMARY KEY, parent int REFERENCES p_dfk DEFERRABLE INITIALLY DEFERRED)",
     )?;
-    a.run(
-        2,
-        "BEGIN; INSERT INTO p_dfk_child VALUES (1, 1); INSERT INTO p_dfk VALUES (1); COMMIT",
-    )?;
-    a.expect(
-        "SELECT count(*) FROM p_dfk JOIN p_dfk_child ON parent = p_dfk.id",
-        "1",
-    )
+    a.run(2, "BEGIN; INSERT INTO p_dfk_child VALUES (1, 1); INSERT INTO p_dfk VALUES (1); COMMIT")?;
+    a.expect("SELECT count(*) FROM p_dfk JOIN p_dfk_child ON parent = p_dfk.id", "1")
 }
 
 fn deferred_violation_at_commit(a: &Arena) -> Result<()> {
@@ -319,11 +291,9 @@ fn triggers_of_every_kind_on_peers(a: &Arena) -> Result<()> {
         all
     };
     let asked = "SELECT what, count(*) FROM p_kind_log GROUP BY what ORDER BY what";
-    for (node, mut expected) in [
-        (1, kinds(&["a", "r"])),
-        (2, kinds(&["a", "r"])),
-        (3, kinds(&["a"])),
-    ] {
+    for (node, mut expected) in
+        [(1, kinds(&["a", "r"])), (2, kinds(&["a", "r"])), (3, kinds(&["a"]))]
+    {
         if node == 3 {
             expected.push("origin BEFORE INSERT,2".to_owned());
         }
@@ -359,28 +329,16 @@ fn rules_and_views(a: &Arena) -> Result<()> {
         "CREATE TABLE p_rule(id int PRIMARY KEY, v int); CREATE VIEW p_view AS SELECT * FROM p_rule WHERE v > 0 WITH CHECK OPTION;
          CREATE TABLE p_rule_log(id int); CREATE RULE r AS ON INSERT TO p_rule DO ALSO INSERT INTO p_rule_log VALUES (new.id)",
     )?;
-    a.run(
-        2,
-        "INSERT INTO p_view VALUES (1, 1); UPDATE p_view SET v = 5",
-    )?;
-    a.expect(
-        "SELECT v, (SELECT count(*) FROM p_rule_log) FROM p_rule",
-        "5,1",
-    )
+    a.run(2, "INSERT INTO p_view VALUES (1, 1); UPDATE p_view SET v = 5")?;
+    a.expect("SELECT v, (SELECT count(*) FROM p_rule_log) FROM p_rule", "5,1")
 }
 
 fn unlogged_tables_stay_local(a: &Arena) -> Result<()> {
     a.run(1, "CREATE UNLOGGED TABLE p_unlogged(id int PRIMARY KEY); CREATE TABLE p_logged(id int PRIMARY KEY)")?;
     a.run(2, "BEGIN; INSERT INTO p_unlogged VALUES (1); INSERT INTO p_logged VALUES (1); COMMIT; INSERT INTO p_unlogged VALUES (2)")?;
     a.expect("SELECT count(*) FROM p_logged", "1")?;
-    ensure!(
-        a.ask(2, "SELECT count(*) FROM p_unlogged")? == "2",
-        "own rows are missing"
-    );
-    ensure!(
-        a.ask(1, "SELECT count(*) FROM p_unlogged")? == "0",
-        "unlogged rows went to a peer"
-    );
+    ensure!(a.ask(2, "SELECT count(*) FROM p_unlogged")? == "2", "own rows are missing");
+    ensure!(a.ask(1, "SELECT count(*) FROM p_unlogged")? == "0", "unlogged rows went to a peer");
     Ok(())
 }
 
@@ -391,10 +349,7 @@ fn tables_made_local(a: &Arena) -> Result<()> {
         a.run(id, "INSERT INTO local_table VALUES (1)")?;
     }
     a.run(2, "INSERT INTO local_table VALUES (2)")?;
-    ensure!(
-        a.ask(1, "SELECT count(*) FROM local_table")? == "1",
-        "a local table is replicated"
-    );
+    ensure!(a.ask(1, "SELECT count(*) FROM local_table")? == "1", "a local table is replicated");
     Ok(())
 }
 
@@ -413,10 +368,7 @@ fn truncate_several_and_restart(a: &Arena) -> Result<()> {
          INSERT INTO p_tr_a DEFAULT VALUES; INSERT INTO p_tr_b SELECT 1, min(id) FROM p_tr_a",
     )?;
     a.run(2, "TRUNCATE p_tr_a RESTART IDENTITY CASCADE")?;
-    a.expect(
-        "SELECT (SELECT count(*) FROM p_tr_a) + (SELECT count(*) FROM p_tr_b)",
-        "0",
-    )?;
+    a.expect("SELECT (SELECT count(*) FROM p_tr_a) + (SELECT count(*) FROM p_tr_b)", "0")?;
     for id in a.ids() {
         a.run(id, "INSERT INTO p_tr_a DEFAULT VALUES")?;
     }
@@ -424,19 +376,13 @@ fn truncate_several_and_restart(a: &Arena) -> Result<()> {
 }
 
 fn truncate_and_insert_in_one_transaction(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE TABLE p_tri(id int PRIMARY KEY); INSERT INTO p_tri VALUES (1), (2)",
-    )?;
+    a.run(1, "CREATE TABLE p_tri(id int PRIMARY KEY); INSERT INTO p_tri VALUES (1), (2)")?;
     a.run(2, "BEGIN; INSERT INTO p_tri VALUES (3); TRUNCATE p_tri; INSERT INTO p_tri VALUES (4), (5); COMMIT")?;
     a.expect("SELECT id FROM p_tri ORDER BY id", "4;5")
 }
 
 fn copy_in(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "CREATE TABLE p_copy(id int PRIMARY KEY, v text, n serial)",
-    )?;
+    a.run(1, "CREATE TABLE p_copy(id int PRIMARY KEY, v text, n serial)")?;
     let data: String = (1..=5000).map(|id| format!("{id}\tvalue {id}\n")).collect();
     let copied = a.on(2)?.copy_in("COPY p_copy(id, v) FROM STDIN", &data)?;
     ensure!(copied == 5000, "{copied} rows copied");
@@ -444,10 +390,7 @@ fn copy_in(a: &Arena) -> Result<()> {
     ensure!(all.starts_with("5000,12502500,5000,"), "{all}");
     let session = a.on(3)?;
     let error = session.copy_in("COPY p_copy(id, v) FROM STDIN", "6000\tx\n1\ty\n");
-    ensure!(
-        error.is_err_and(|error| error.state == "23505"),
-        "a duplicate was copied"
-    );
+    ensure!(error.is_err_and(|error| error.state == "23505"), "a duplicate was copied");
     session.run("BEGIN; TRUNCATE p_copy")?;
     session.copy_in("COPY p_copy(id, v) FROM STDIN WITH (FREEZE)", "1\tx\n")?;
     session.run("COMMIT")?;
@@ -497,10 +440,7 @@ fn applied_rows_are_counted(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE p_count(id int PRIMARY KEY, v int)")?;
     a.run(2, "INSERT INTO p_count SELECT g, g FROM generate_series(1, 500) g")?;
     a.run(3, "BEGIN; INSERT INTO p_count VALUES (1000, 0); TRUNCATE p_count; ROLLBACK")?;
-    a.run(
-        2,
-        "UPDATE p_count SET v = 0 WHERE id <= 50; DELETE FROM p_count WHERE id > 490",
-    )?;
+    a.run(2, "UPDATE p_count SET v = 0 WHERE id <= 50; DELETE FROM p_count WHERE id > 490")?;
     for id in a.ids() {
         until("the rows are counted", Duration::from_secs(10), || {
             // Whoever applies reports at most once a second, some only when more comes.

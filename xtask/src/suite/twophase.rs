@@ -35,10 +35,7 @@ fn rollback_prepared(a: &Arena) -> Result<()> {
     session.run("ROLLBACK PREPARED 'user-2'")?;
     // The key is free again on every node.
     for id in a.ids() {
-        a.run(
-            id,
-            "BEGIN; INSERT INTO t_rollback VALUES (1); DELETE FROM t_rollback; COMMIT",
-        )?;
+        a.run(id, "BEGIN; INSERT INTO t_rollback VALUES (1); DELETE FROM t_rollback; COMMIT")?;
     }
     a.expect("SELECT count(*) FROM t_rollback", "0")
 }
@@ -49,10 +46,7 @@ fn prepared_rows_are_locked(a: &Arena) -> Result<()> {
         1,
         "CREATE TABLE t_locked(id int PRIMARY KEY, v int); INSERT INTO t_locked VALUES (1, 0)",
     )?;
-    a.run(
-        1,
-        "BEGIN; UPDATE t_locked SET v = 1; PREPARE TRANSACTION 'user-3'",
-    )?;
+    a.run(1, "BEGIN; UPDATE t_locked SET v = 1; PREPARE TRANSACTION 'user-3'")?;
     let other = a.on(2)?;
     let error = other.refused("SET lock_timeout = '1s'; UPDATE t_locked SET v = 2")?;
     ensure!(error.state == "55P03" || error.state == "40001", "{error}");
@@ -71,10 +65,7 @@ fn finished_from_another_session(a: &Arena) -> Result<()> {
 
 fn duplicate_gid_is_refused(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE t_duplicate(id int PRIMARY KEY)")?;
-    a.run(
-        1,
-        "BEGIN; INSERT INTO t_duplicate VALUES (1); PREPARE TRANSACTION 'user-5'",
-    )?;
+    a.run(1, "BEGIN; INSERT INTO t_duplicate VALUES (1); PREPARE TRANSACTION 'user-5'")?;
     let again = a.on(1)?;
     again.run("BEGIN; INSERT INTO t_duplicate VALUES (2)")?;
     let error = again.refused("PREPARE TRANSACTION 'user-5'")?;
@@ -134,10 +125,7 @@ fn prepared_ddl(a: &Arena) -> Result<()> {
 }
 
 fn read_only_prepare(a: &Arena) -> Result<()> {
-    a.run(
-        1,
-        "BEGIN; SELECT count(*) FROM t_commit; PREPARE TRANSACTION 'user-9'",
-    )?;
+    a.run(1, "BEGIN; SELECT count(*) FROM t_commit; PREPARE TRANSACTION 'user-9'")?;
     a.run(1, "COMMIT PREPARED 'user-9'")?;
     until("nothing is left of it", Duration::from_secs(5), || {
         Ok((a.ask(1, "SELECT count(*) FROM pg_prepared_xacts")? == "0").then_some(()))

@@ -114,18 +114,12 @@ impl Failure {
 
 /// A statement before COMMIT.
 fn before(error: SqlError) -> Failure {
-    Failure {
-        error,
-        committing: false,
-    }
+    Failure { error, committing: false }
 }
 
 /// COMMIT, or a statement that commits by itself.
 fn at_commit(error: SqlError) -> Failure {
-    Failure {
-        error,
-        committing: true,
-    }
+    Failure { error, committing: true }
 }
 
 impl Client<'_> {
@@ -164,11 +158,7 @@ impl Client<'_> {
             std::thread::sleep(Duration::from_millis(self.dice.between(50, 150)));
             return;
         }
-        let level = if self.dice.once_in(2) {
-            Level::RepeatableRead
-        } else {
-            Level::ReadCommitted
-        };
+        let level = if self.dice.once_in(2) { Level::RepeatableRead } else { Level::ReadCommitted };
         let begin = self.recorder.now();
         let mut body = match self.dice.below(10) {
             0..=2 => self.transfer(),
@@ -215,10 +205,7 @@ impl Client<'_> {
     /// Keys are drawn so that clients of several nodes want the same one at the same time.
     fn unique(&mut self) -> Body {
         let key = self.orders.keys.fetch_add(1, Ordering::SeqCst) / 2;
-        Body::Unique {
-            key,
-            token: self.orders.token(),
-        }
+        Body::Unique { key, token: self.orders.token() }
     }
 
     fn perform(&mut self, level: Level, body: &mut Body) -> Result<(), Failure> {
@@ -236,21 +223,15 @@ impl Client<'_> {
 
     fn inside(&mut self, session: &Session, level: Level, body: &mut Body) -> Result<(), SqlError> {
         match body {
-            Body::Transfer {
-                token,
-                from,
-                to,
-                amount,
-            } => {
+            Body::Transfer { token, from, to, amount } => {
                 let pay =
                     format!("UPDATE accounts SET balance = balance - {amount} WHERE id = {from}");
                 let get =
                     format!("UPDATE accounts SET balance = balance + {amount} WHERE id = {to}");
                 session.run(&pay)?;
                 session.run(&get)?;
-                session.run(&format!(
-                    "INSERT INTO ledger VALUES ({token}, {from}, {to}, {amount})"
-                ))?;
+                session
+                    .run(&format!("INSERT INTO ledger VALUES ({token}, {from}, {to}, {amount})"))?;
             }
             Body::Sum { totals } => {
                 let sum = "SELECT sum(balance) FROM accounts";
@@ -296,10 +277,7 @@ impl Client<'_> {
     /// Makes the connection usable again, or gives it up.
     fn recover(&mut self, failure: &Failure) {
         let usable = !failure.error.state.is_empty()
-            && self
-                .session
-                .as_ref()
-                .is_some_and(|session| session.run("ROLLBACK").is_ok());
+            && self.session.as_ref().is_some_and(|session| session.run("ROLLBACK").is_ok());
         if !usable {
             self.session = None;
         }
@@ -320,9 +298,7 @@ fn transaction(
         Level::ReadCommitted => "READ COMMITTED",
         Level::RepeatableRead => "REPEATABLE READ",
     };
-    session
-        .run(&format!("BEGIN ISOLATION LEVEL {name}"))
-        .map_err(before)?;
+    session.run(&format!("BEGIN ISOLATION LEVEL {name}")).map_err(before)?;
     work(session).map_err(before)?;
     session.run("COMMIT").map(drop).map_err(at_commit)
 }
@@ -354,9 +330,7 @@ fn try_schema(server: &Server, recorder: &Recorder, orders: &Orders, dice: &mut 
     let begin = recorder.now();
     let result = transaction(&session, Level::ReadCommitted, |session| {
         session.run("SET LOCAL lock_timeout = '3s'")?;
-        session.run(&format!(
-            "CREATE TABLE {table} (id int PRIMARY KEY, v text)"
-        ))?;
+        session.run(&format!("CREATE TABLE {table} (id int PRIMARY KEY, v text)"))?;
         session.run(&also)?;
         Ok(())
     });

@@ -109,10 +109,7 @@ impl Bag {
     #[must_use]
     pub fn new(kinds: &[Kind]) -> Self {
         let kinds = if kinds.is_empty() { &ALL } else { kinds };
-        Self {
-            kinds: kinds.to_vec(),
-            left: Vec::new(),
-        }
+        Self { kinds: kinds.to_vec(), left: Vec::new() }
     }
 
     /// The next.
@@ -163,24 +160,13 @@ impl Fault {
             }
             _ => way.stalled = true,
         }
-        Self {
-            kind,
-            nodes: order,
-            hold_ms,
-            way,
-            reset_after: dice.once_in(2),
-        }
+        Self { kind, nodes: order, hold_ms, way, reset_after: dice.once_in(2) }
     }
 
     /// For people.
     #[must_use]
     pub fn detail(&self) -> String {
-        let Self {
-            nodes,
-            hold_ms,
-            way,
-            ..
-        } = self;
+        let Self { nodes, hold_ms, way, .. } = self;
         let then = if self.reset_after { ", then reset" } else { "" };
         match self.kind {
             Kind::Kill | Kind::Vanish | Kind::Restart | Kind::Freeze => {
@@ -214,10 +200,9 @@ impl Fault {
         match self.kind {
             Kind::Cut => vec![(one, two), (two, one)],
             Kind::CutOneWay => vec![(one, two)],
-            Kind::Isolate | Kind::Vanish | Kind::Slow => self.nodes[1..]
-                .iter()
-                .flat_map(|other| [(one, *other), (*other, one)])
-                .collect(),
+            Kind::Isolate | Kind::Vanish | Kind::Slow => {
+                self.nodes[1..].iter().flat_map(|other| [(one, *other), (*other, one)]).collect()
+            }
             Kind::Lossy => self
                 .nodes
                 .iter()
@@ -314,12 +299,10 @@ impl Fault {
         std::thread::scope(|scope| {
             let nodes = servers.cluster.nodes.iter();
             let threads: Vec<_> = nodes.map(|node| scope.spawn(|| node.kill())).collect();
-            threads
-                .into_iter()
-                .try_for_each(|thread| match thread.join() {
-                    Ok(result) => result,
-                    Err(panic) => std::panic::resume_unwind(panic),
-                })
+            threads.into_iter().try_for_each(|thread| match thread.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
         })?;
         self.hold();
         servers.start_all()
@@ -361,9 +344,7 @@ mod tests {
         let draw = |seed| {
             let mut dice = Dice::new(seed);
             let mut bag = Bag::new(&[]);
-            (0..40)
-                .map(|_| Fault::draw(bag.draw(&mut dice), 5, &mut dice))
-                .collect::<Vec<_>>()
+            (0..40).map(|_| Fault::draw(bag.draw(&mut dice), 5, &mut dice)).collect::<Vec<_>>()
         };
         assert_eq!(draw(9), draw(9));
         assert_ne!(draw(9), draw(10));

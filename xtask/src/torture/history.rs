@@ -93,11 +93,7 @@ impl Body {
             Self::Sum { .. } => "sum",
             Self::List { steps } => {
                 let writes = |step: &Step| matches!(step, Step::Append(..));
-                if steps.iter().any(writes) {
-                    "append"
-                } else {
-                    "list read"
-                }
+                if steps.iter().any(writes) { "append" } else { "list read" }
             }
             Self::Unique { .. } => "unique insert",
             Self::Schema { .. } => "schema",
@@ -206,10 +202,7 @@ impl Recorder {
     pub fn create(file: &Path) -> Result<Self> {
         let out = std::fs::File::create(file)
             .with_context(|| format!("cannot create {}", file.display()))?;
-        Ok(Self {
-            start: Instant::now(),
-            inner: Mutex::new((BufWriter::new(out), Vec::new())),
-        })
+        Ok(Self { start: Instant::now(), inner: Mutex::new((BufWriter::new(out), Vec::new())) })
     }
 
     /// Microseconds since the run began.
@@ -224,10 +217,7 @@ impl Recorder {
     /// When the history cannot be written: without it the run is worth nothing.
     pub fn add(&self, record: Record) {
         let line = serde_json::to_string(&record).expect("records are plain data");
-        let mut inner = self
-            .inner
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut inner = self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         writeln!(inner.0, "{line}").expect("the history can be written");
         inner.1.push(record);
     }
@@ -235,10 +225,7 @@ impl Recorder {
     /// All records so far; they are in the file, too.
     #[must_use]
     pub fn records(&self) -> Vec<Record> {
-        let mut inner = self
-            .inner
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut inner = self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let _ = inner.0.flush();
         inner.1.clone()
     }

@@ -90,14 +90,8 @@ pub fn run(options: &Options) -> Result<()> {
     if let Some(file) = &options.check {
         return check_again(file);
     }
-    ensure!(
-        options.minutes > 0.0 && options.minutes < 1e5,
-        "--minutes must be a positive number"
-    );
-    ensure!(
-        options.clients > 0 && options.quiet_every > 0,
-        "a number must not be 0"
-    );
+    ensure!(options.minutes > 0.0 && options.minutes < 1e5, "--minutes must be a positive number");
+    ensure!(options.clients > 0 && options.quiet_every > 0, "a number must not be 0");
     let dir = match &options.dir {
         Some(dir) => std::path::absolute(dir)?,
         None => default_directory("torture")?,
@@ -145,10 +139,7 @@ fn finish(servers: &mut Servers, options: &Options, result: &Result<Vec<String>>
         }
     }
     if !fine {
-        let only = options
-            .fault
-            .iter()
-            .map(|kind| format!(" --fault {}", kind.name()));
+        let only = options.fault.iter().map(|kind| format!(" --fault {}", kind.name()));
         println!(
             "\nLogs, data and history are kept in {dir}\n\
              Check the history again:  cargo xtask torture --check {dir}/history.jsonl\n\
@@ -158,11 +149,7 @@ fn finish(servers: &mut Servers, options: &Options, result: &Result<Vec<String>>
             options.nodes,
             options.clients,
             only.collect::<String>(),
-            if options.no_schema {
-                " --no-schema"
-            } else {
-                ""
-            },
+            if options.no_schema { " --no-schema" } else { "" },
             dir = dir.display(),
         );
     }
@@ -171,11 +158,7 @@ fn finish(servers: &mut Servers, options: &Options, result: &Result<Vec<String>>
 
 fn check_again(file: &Path) -> Result<()> {
     let records = history::load(file)?;
-    println!(
-        "{}\n{}",
-        summary::clients(&records),
-        summary::faults(&records)
-    );
+    println!("{}\n{}", summary::clients(&records), summary::faults(&records));
     let violations = checked(&records);
     ensure!(
         violations.is_empty(),
@@ -191,10 +174,7 @@ fn check_again(file: &Path) -> Result<()> {
 fn checked(records: &[Record]) -> Vec<String> {
     let report = check::check(records);
     for (name, (count, worst)) in &report.notes {
-        println!(
-            "Allowed, but seen: {name}: {count}, the worst by {} ms",
-            worst / 1000
-        );
+        println!("Allowed, but seen: {name}: {count}, the worst by {} ms", worst / 1000);
     }
     report.violations.iter().map(ToString::to_string).collect()
 }
@@ -209,12 +189,7 @@ fn torture(servers: &Servers, options: &Options) -> Result<Vec<String>> {
         balance: clients::BALANCE,
     }));
     step("tables for the clients", || tables(servers))?;
-    let run = Run {
-        servers,
-        options,
-        recorder,
-        orders: Orders::default(),
-    };
+    let run = Run { servers, options, recorder, orders: Orders::default() };
     let result = std::thread::scope(|scope| {
         let nodes = &servers.cluster.nodes;
         for number in 0..options.clients {
@@ -231,20 +206,12 @@ fn torture(servers: &Servers, options: &Options) -> Result<Vec<String>> {
         let result = run.faults();
         // Frozen or cut nodes would hold up clients that are told to end.
         run.servers.net.heal();
-        run.servers
-            .cluster
-            .nodes
-            .iter()
-            .for_each(crate::server::Server::thaw);
+        run.servers.cluster.nodes.iter().for_each(crate::server::Server::thaw);
         run.orders.stop();
         result
     });
     let records = run.recorder.records();
-    println!(
-        "\n{}\n{}",
-        summary::clients(&records),
-        summary::faults(&records)
-    );
+    println!("\n{}\n{}", summary::clients(&records), summary::faults(&records));
     let mut violations = checked(&records);
     match result {
         Ok(more) => violations.extend(more),
@@ -284,11 +251,8 @@ impl Run<'_> {
         let mut since_quiet = 0;
         while start.elapsed() < length {
             // Each fault draws from its own dice: how long one takes does not change the next.
-            let fault = Fault::draw(
-                bag.draw(&mut dice),
-                self.servers.cluster.nodes.len(),
-                &mut dice,
-            );
+            let fault =
+                Fault::draw(bag.draw(&mut dice), self.servers.cluster.nodes.len(), &mut dice);
             let mut inner = dice.child(since_quiet.into());
             std::thread::sleep(Duration::from_millis(inner.between(CALM_MS.0, CALM_MS.1)));
             self.one(&fault, &mut inner)?;
@@ -308,12 +272,8 @@ impl Run<'_> {
         let node = &self.servers.cluster.nodes;
         let node = &node[usize::try_from(dice.below(node.len() as u64))?];
         let mut ddl = dice.child(1);
-        let title = format!(
-            "{:7.1} s  {} {}",
-            begin as f64 / 1e6,
-            fault.kind.name(),
-            fault.detail()
-        );
+        let title =
+            format!("{:7.1} s  {} {}", begin as f64 / 1e6, fault.kind.name(), fault.detail());
         let mut healed = begin;
         let mut rejoined = None;
         let result = step(&title, || {
@@ -345,25 +305,20 @@ impl Run<'_> {
 
     /// Stops the load, waits until nothing is under way, and looks at everything.
     fn quiet_point(&self) -> Result<Vec<String>> {
-        step(
-            "quiet point: all nodes equal, nothing left prepared",
-            || {
-                let limit = Duration::from_secs(self.options.rejoin_limit);
-                self.orders.rest();
-                until("the clients rest", limit, || {
-                    let all = self.options.clients as usize;
-                    Ok((self.orders.resting() == all).then_some(()))
-                })?;
-                self.servers.wait_rejoined(limit)?;
-                self.servers.wait_quiet(limit)?;
-                let differences = state::record(self.servers, &self.recorder)?;
-                self.orders.run();
-                until("the clients work", limit, || {
-                    Ok((self.orders.resting() == 0).then_some(()))
-                })?;
-                Ok(differences)
-            },
-        )
+        step("quiet point: all nodes equal, nothing left prepared", || {
+            let limit = Duration::from_secs(self.options.rejoin_limit);
+            self.orders.rest();
+            until("the clients rest", limit, || {
+                let all = self.options.clients as usize;
+                Ok((self.orders.resting() == all).then_some(()))
+            })?;
+            self.servers.wait_rejoined(limit)?;
+            self.servers.wait_quiet(limit)?;
+            let differences = state::record(self.servers, &self.recorder)?;
+            self.orders.run();
+            until("the clients work", limit, || Ok((self.orders.resting() == 0).then_some(())))?;
+            Ok(differences)
+        })
     }
 
     fn survival(&self, records: &[Record]) -> Vec<String> {
@@ -404,11 +359,7 @@ fn crashes(servers: &Servers) -> Vec<String> {
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().filter(wrong).collect();
         if let Some(first) = lines.first() {
-            found.push(format!(
-                "node {} logged {} line(s) like: {first}",
-                node.id,
-                lines.len()
-            ));
+            found.push(format!("node {} logged {} line(s) like: {first}", node.id, lines.len()));
         }
     }
     found

@@ -70,10 +70,8 @@ impl Network {
     /// When there are no free ports.
     pub fn start(targets: &[u16], seed: u64) -> Result<Self> {
         let nodes = targets.len();
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()?;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let pairs: Arc<Vec<Pair>> = Arc::new(
             (0..nodes * nodes)
                 .map(|_| Pair {
@@ -86,9 +84,8 @@ impl Network {
         for from in 0..nodes {
             for to in (0..nodes).filter(|to| *to != from) {
                 let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-                let listener = runtime
-                    .block_on(TcpListener::bind(address))
-                    .context("no port for a proxy")?;
+                let listener =
+                    runtime.block_on(TcpListener::bind(address)).context("no port for a proxy")?;
                 ports[from * nodes + to] = listener.local_addr()?.port();
                 let link = Link {
                     pairs: Arc::clone(&pairs),
@@ -100,12 +97,7 @@ impl Network {
                 runtime.spawn(listen(listener, link, dice));
             }
         }
-        Ok(Self {
-            nodes,
-            pairs,
-            ports,
-            _runtime: runtime,
-        })
+        Ok(Self { nodes, pairs, ports, _runtime: runtime })
     }
 
     fn at(&self, from: usize, to: usize) -> &Pair {
@@ -274,10 +266,7 @@ mod tests {
         let (network, mut stream) = echo();
         stream.write_all(b"one").unwrap();
         assert_eq!(hears(&mut stream, 5000).unwrap(), b"one");
-        let stalled = Way {
-            stalled: true,
-            ..Way::default()
-        };
+        let stalled = Way { stalled: true, ..Way::default() };
         for (from, to) in [(1, 2), (2, 1)] {
             network.set(from, to, stalled);
             stream.write_all(b"two").unwrap();

@@ -56,10 +56,7 @@ impl Servers {
         cluster.kind = Kind::Multimaster;
         artefacts::stage(&library, &cluster.dir.join("tree"))?;
         let ports: Vec<u16> = cluster.nodes.iter().map(|node| node.port).collect();
-        let servers = Self {
-            net: Network::start(&ports, wanted.seed)?,
-            cluster,
-        };
+        let servers = Self { net: Network::start(&ports, wanted.seed)?, cluster };
         step("nodes connected through proxies", || servers.unite())?;
         Ok(servers)
     }
@@ -70,12 +67,8 @@ impl Servers {
             node.configure(&self.cluster.node_settings(node)?)?;
         }
         self.start_all()?;
-        let conninfos: Vec<String> = self
-            .cluster
-            .nodes
-            .iter()
-            .map(|node| format!("'service=node_{}'", node.id))
-            .collect();
+        let conninfos: Vec<String> =
+            self.cluster.nodes.iter().map(|node| format!("'service=node_{}'", node.id)).collect();
         let session = self.cluster.session(1)?;
         session.run("CREATE EXTENSION multimaster")?;
         session
@@ -134,11 +127,7 @@ impl Servers {
         command.arg("-D").arg(&node.data).arg("-l").arg(&node.log);
         command.args(["-w", "-t", "120", "start"]);
         succeed(command, "pg_ctl start").with_context(|| {
-            format!(
-                "node {} does not start; its log ends:\n{}",
-                node.id,
-                node.log_tail(20)
-            )
+            format!("node {} does not start; its log ends:\n{}", node.id, node.log_tail(20))
         })
     }
 
@@ -149,15 +138,11 @@ impl Servers {
     pub fn start_all(&self) -> Result<()> {
         std::thread::scope(|scope| {
             let nodes = self.cluster.nodes.iter();
-            let threads: Vec<_> = nodes
-                .map(|node| scope.spawn(move || self.start(node)))
-                .collect();
-            threads
-                .into_iter()
-                .try_for_each(|thread| match thread.join() {
-                    Ok(result) => result,
-                    Err(panic) => std::panic::resume_unwind(panic),
-                })
+            let threads: Vec<_> = nodes.map(|node| scope.spawn(move || self.start(node))).collect();
+            threads.into_iter().try_for_each(|thread| match thread.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
         })
     }
 
@@ -167,20 +152,14 @@ impl Servers {
     /// When that takes longer than `limit`, with what the nodes say.
     pub fn wait_rejoined(&self, limit: Duration) -> Result<()> {
         for node in &self.cluster.nodes {
-            until(
-                &format!("node {} is online and writes", node.id),
-                limit,
-                || {
-                    let status = self.cluster.status(node);
-                    ensure!(status == "online", "node {} is {status}", node.id);
-                    let session = node
-                        .connect_as(DATABASE, "probe")?
-                        .patience(Duration::from_secs(5));
-                    let id = node.id;
-                    session.run(&format!("UPDATE probes SET n = n + 1 WHERE node = {id}"))?;
-                    Ok(Some(()))
-                },
-            )?;
+            until(&format!("node {} is online and writes", node.id), limit, || {
+                let status = self.cluster.status(node);
+                ensure!(status == "online", "node {} is {status}", node.id);
+                let session = node.connect_as(DATABASE, "probe")?.patience(Duration::from_secs(5));
+                let id = node.id;
+                session.run(&format!("UPDATE probes SET n = n + 1 WHERE node = {id}"))?;
+                Ok(Some(()))
+            })?;
         }
         Ok(())
     }

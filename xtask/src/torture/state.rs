@@ -78,11 +78,7 @@ fn numbers<T: std::str::FromStr>(rows: &Rows) -> Result<Vec<T>>
 where
     T::Err: std::error::Error + Send + Sync + 'static,
 {
-    rows.iter()
-        .flatten()
-        .flatten()
-        .map(|text| Ok(text.parse()?))
-        .collect()
+    rows.iter().flatten().flatten().map(|text| Ok(text.parse()?)).collect()
 }
 
 fn pairs(rows: &Rows) -> impl Iterator<Item = (&str, &str)> {

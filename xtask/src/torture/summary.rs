@@ -62,13 +62,7 @@ pub fn clients(records: &[Record]) -> String {
             }
         }
     }
-    let mut table = Table::new([
-        "transaction",
-        "committed",
-        "refused",
-        "unknown",
-        "slowest ms",
-    ]);
+    let mut table = Table::new(["transaction", "committed", "refused", "unknown", "slowest ms"]);
     for (kind, row) in rows {
         table.row([
             kind.to_owned(),
@@ -93,9 +87,7 @@ pub fn faults(records: &[Record]) -> String {
         let row = rows.entry(&fault.kind).or_default();
         row.0 += 1;
         let end = fault.rejoined.unwrap_or(fault.healed);
-        row.1 = row
-            .1
-            .max(outage(records, fault.begin, end.max(fault.begin)));
+        row.1 = row.1.max(outage(records, fault.begin, end.max(fault.begin)));
         row.2.extend(fault.rejoined.map(|at| at - fault.healed));
     }
     let mut table = Table::new([

@@ -142,7 +142,9 @@ impl<'a> Node<'a> {
                     // Still prepared, perhaps: then the restarted node must not hold it.
                     ParticipantState::RollingBack => Found::AbortAccepted { prepared: true },
                     ParticipantState::AbortPending(prepared)
-                    | ParticipantState::AbortAccepted(prepared) => Found::AbortAccepted { prepared },
+                    | ParticipantState::AbortAccepted(prepared) => {
+                        Found::AbortAccepted { prepared }
+                    }
                     ParticipantState::Unknown
                     | ParticipantState::Applying
                     | ParticipantState::Preparing(_)
@@ -214,9 +216,8 @@ impl<'a> Node<'a> {
     ) -> Result<(), Misuse> {
         let mut effects = Outbox::new();
         self.core.membership.step(now, input, &mut effects)?;
-        let recovers = |e: &generations::Effect| {
-            matches!(e, generations::Effect::StartRecovery { .. })
-        };
+        let recovers =
+            |e: &generations::Effect| matches!(e, generations::Effect::StartRecovery { .. });
         let drop_early = self.planted(Bug::DropEarly) && effects.as_slice().iter().any(recovers);
         translate(effects, out);
         if drop_early {
@@ -241,12 +242,9 @@ impl<'a> Node<'a> {
         // What was only being applied is not prepared any more: ParallelSafe comes next.
         let num = self.core.membership.current().generation.num;
         let refused = self.planted(Bug::RefusedIsFinal);
-        let keeps = |e: &Entry| {
-            matches!(e.role, Role::Peer(p) if refused && p.state() == ParticipantState::Refused)
-        };
-        let gone = |(gid, e): &(&Gid, &Entry)| {
-            gid.generation < num && e.is_only_applying() && !keeps(e)
-        };
+        let keeps = |e: &Entry| matches!(e.role, Role::Peer(p) if refused && p.state() == ParticipantState::Refused);
+        let gone =
+            |(gid, e): &(&Gid, &Entry)| gid.generation < num && e.is_only_applying() && !keeps(e);
         let gone: smallvec::SmallVec<[Gid; 32]> =
             self.table.iter().filter(gone).map(|(gid, _)| *gid).collect();
         for gid in gone {
@@ -266,7 +264,9 @@ impl<'a> Node<'a> {
         let gids: smallvec::SmallVec<[Gid; 32]> = self
             .table
             .iter()
-            .filter(|(_, e)| matches!(e.role, Role::Own(c) if c.state() != CoordinatorState::GivenUp))
+            .filter(
+                |(_, e)| matches!(e.role, Role::Own(c) if c.state() != CoordinatorState::GivenUp),
+            )
             .map(|(gid, _)| *gid)
             .collect();
         let early = self.planted(Bug::GiveUpAborts);

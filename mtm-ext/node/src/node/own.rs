@@ -45,7 +45,6 @@ impl Node<'_> {
         Ok(())
     }
 
-
     /// Nobody can have heard of it.
     pub(super) fn announcement_failed(&mut self, gid: Gid) {
         self.leave_barrier();

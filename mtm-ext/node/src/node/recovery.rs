@@ -110,10 +110,11 @@ impl Node<'_> {
 
     /// Rolls back an undecided transaction without any outcome: from here on this node lacks it.
     pub(super) fn drop_undecided(&mut self, gid: Gid, out: &mut Outbox<Effect>) {
-        let undecided = self.core.membership.may_recover() && matches!(
-            self.table.get_mut(&gid),
-            Some(Entry { role: Role::Peer(peer), .. }) if peer.is_undecided()
-        );
+        let undecided = self.core.membership.may_recover()
+            && matches!(
+                self.table.get_mut(&gid),
+                Some(Entry { role: Role::Peer(peer), .. }) if peer.is_undecided()
+            );
         if undecided {
             self.table.remove(&gid);
             self.begin_recovery_work();

@@ -123,7 +123,8 @@ impl Node<'_> {
         below[me.index()] = own;
         for (gid, entry) in self.table.iter() {
             let i = gid.origin.index();
-            if gid.xid < below[i] && !is_finished(gid, entry, retention.origin_finished(gid.origin)) {
+            if gid.xid < below[i] && !is_finished(gid, entry, retention.origin_finished(gid.origin))
+            {
                 below[i] = gid.xid;
             }
         }

@@ -31,8 +31,7 @@ impl Node<'_> {
                 let entry = *entry;
                 self.ask_again(now, gid, entry, out);
             }
-            self.core.next_retry =
-                Some(self.core.next_retry.map_or(next, |other| other.min(next)));
+            self.core.next_retry = Some(self.core.next_retry.map_or(next, |other| other.min(next)));
         }
     }
 
@@ -60,7 +59,10 @@ impl Node<'_> {
                 | CoordinatorState::Aborted
                 | CoordinatorState::CommitDecided => {}
             },
-            Role::Peer(peer) if peer.is_undecided() || peer.state() == ParticipantState::AbortAccepted(false) => {
+            Role::Peer(peer)
+                if peer.is_undecided()
+                    || peer.state() == ParticipantState::AbortAccepted(false) =>
+            {
                 if num == gid.generation && peer.state() == ParticipantState::Prepared {
                     let to = NodeSet::only(gid.origin).without(me);
                     Self::send(out, to, PeerMessage::Prepared(gid));

@@ -96,7 +96,9 @@ pub unsafe fn update(
     // SAFETY: the caller's promise; the heap needs no snapshot without a crosscheck.
     unsafe {
         let cid = pg_sys::GetCurrentCommandId(true);
-        pg_sys::table_tuple_update(rel, tid, slot, cid, none, none, wait, failure, &mut mode, indexes)
+        pg_sys::table_tuple_update(
+            rel, tid, slot, cid, none, none, wait, failure, &mut mode, indexes,
+        )
     }
 }
 
@@ -117,7 +119,13 @@ pub unsafe fn insert_index_entries(
     // SAFETY: the caller's promise.
     unsafe {
         pg_sys::ExecInsertIndexTuples(
-            relinfo, slot, estate, update.is_some(), false, none.cast(), none,
+            relinfo,
+            slot,
+            estate,
+            update.is_some(),
+            false,
+            none.cast(),
+            none,
         )
     }
 }
@@ -183,7 +191,8 @@ pub unsafe fn foreign_key(constraint: pg_sys::Oid) -> Option<ForeignKeyRow> {
     unsafe {
         let cache = pg_sys::SysCacheIdentifier::CONSTROID as i32;
         let none = pg_sys::Datum::from(0);
-        let tuple = pg_sys::SearchSysCache(cache, pg_sys::Datum::from(constraint), none, none, none);
+        let tuple =
+            pg_sys::SearchSysCache(cache, pg_sys::Datum::from(constraint), none, none, none);
         if tuple.is_null() {
             return None;
         }

@@ -3,11 +3,11 @@
 use super::parse::{bytes, c_text, elements, own_text, parse_one, tag};
 use super::temporary::{Temporary, temporary};
 use super::{context, emit, mark_replicable, role, table_as};
-use crate::report;
 use crate::hook::ddl::{Scope, scope};
+use crate::report;
 use mtm_logrep::ddl::{Flags, Message, Rows, Statement};
-use pgrx::pg_sys::{self, AlterTableType, NodeTag};
 use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys::{self, AlterTableType, NodeTag};
 use std::ffi::{CStr, c_char};
 
 /// What must still be said after a captured statement has run.

@@ -48,8 +48,7 @@ pub(crate) fn settings() -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut taken = Vec::new();
     for &one in all {
         // SAFETY: elements point to valid settings.
-        let (name, source, context) =
-            unsafe { ((*one).name, (*one).source, (*one).context) };
+        let (name, source, context) = unsafe { ((*one).name, (*one).source, (*one).context) };
         // SAFETY: names end with a zero byte.
         let name_text = unsafe { CStr::from_ptr(name) };
         let Ok(text) = name_text.to_str() else { continue };

@@ -37,8 +37,7 @@ unsafe extern "C-unwind" fn process_utility(
     let origin = !applying && session::replicates();
     // SAFETY: reads a variable of the session.
     let in_script = unsafe { pg_sys::creating_extension };
-    let derived =
-        in_script || context == pg_sys::ProcessUtilityContext::PROCESS_UTILITY_SUBCOMMAND;
+    let derived = in_script || context == pg_sys::ProcessUtilityContext::PROCESS_UTILITY_SUBCOMMAND;
 
     // SAFETY: the server's arguments.
     let hashed = if origin { unsafe { super::role::with_verifier(pstmt) } } else { None };
@@ -59,8 +58,11 @@ unsafe extern "C-unwind" fn process_utility(
         captured = unsafe { capture::before(pstmt, query) };
     }
     // SAFETY: as above.
-    let added =
-        if captured.is_some() { unsafe { super::missing::added_columns(stmt) } } else { Vec::new() };
+    let added = if captured.is_some() {
+        unsafe { super::missing::added_columns(stmt) }
+    } else {
+        Vec::new()
+    };
     // SAFETY: as above.
     let copied =
         if origin || applying { unsafe { sequences::identity_sources(stmt) } } else { Vec::new() };

@@ -150,12 +150,7 @@ fn has_label(relation: pg_sys::Oid) -> bool {
         objectSubId: 0,
     };
     // SAFETY: a catalog look-up; returns NULL or a copy.
-    let label = unsafe {
-        bytes(pg_sys::GetSecurityLabel(
-            &raw const object,
-            PROVIDER.as_ptr(),
-        ))
-    };
+    let label = unsafe { bytes(pg_sys::GetSecurityLabel(&raw const object, PROVIDER.as_ptr())) };
     label == LOCAL.to_bytes()
 }
 

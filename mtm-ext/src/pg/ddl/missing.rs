@@ -59,13 +59,9 @@ fn computed_on_each_node(table: pg_sys::Oid, column: &[u8]) -> bool {
         let number = pg_sys::get_attnum(table, name.as_ptr());
         let relation = pg_sys::relation_open(table, pg_sys::NoLock as i32);
         let attributes = (*relation).rd_att;
-        let index = usize::try_from(number)
-            .ok()
-            .and_then(|number| number.checked_sub(1));
+        let index = usize::try_from(number).ok().and_then(|number| number.checked_sub(1));
         let all = (*attributes).attrs.as_slice((*attributes).natts as usize);
-        let found = index
-            .and_then(|index| all.get(index))
-            .is_some_and(|a| a.atthasmissing)
+        let found = index.and_then(|index| all.get(index)).is_some_and(|a| a.atthasmissing)
             && pg_sys::contain_mutable_functions(
                 pg_sys::build_column_default(relation, i32::from(number)).cast(),
             );
@@ -85,11 +81,7 @@ fn send(table: pg_sys::Oid, column: &[u8]) {
         Ok::<_, pgrx::spi::Error>((row.get::<String>(1)?, row.get::<bool>(2)?))
     });
     let (value, indexed) = found.unwrap_or_else(|e| {
-        ereport!(
-            ERROR,
-            PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
-            format!("new column: {e}")
-        );
+        ereport!(ERROR, PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, format!("new column: {e}"));
     });
     if indexed == Some(true) {
         report::error(

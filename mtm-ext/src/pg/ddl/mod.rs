@@ -59,7 +59,9 @@ const TABLES: &str = "SELECT oid, oid::pg_catalog.regclass::text FROM pg_catalog
 /// Tables among these that nothing identifies rows of get REPLICA IDENTITY FULL, on every node by
 /// itself: PostgreSQL would log no old row for them, and nobody could tell which one was meant.
 fn identify_rows(relations: &[pgrx::pg_sys::Oid], warn: bool) {
-    for &relation in relations.iter().filter(|relation| crate::pg::xact::is_logged_table(**relation)) {
+    for &relation in
+        relations.iter().filter(|relation| crate::pg::xact::is_logged_table(**relation))
+    {
         // SAFETY: after the statement, inside its transaction.
         if unsafe { crate::pg::rows::ensure_replica_identity(relation) } && warn {
             let name = crate::pg::sqlrun::relation_name(relation);
@@ -71,11 +73,7 @@ fn identify_rows(relations: &[pgrx::pg_sys::Oid], warn: bool) {
                 let detail = "Its whole rows identify changes on other nodes, which is slow.";
                 (detail, "Add a primary key.")
             };
-            crate::report::warning(
-                format!("table \"{name}\" has no primary key"),
-                detail,
-                hint,
-            );
+            crate::report::warning(format!("table \"{name}\" has no primary key"), detail, hint);
         }
     }
 }

@@ -25,10 +25,7 @@ pub(crate) struct Touched {
 }
 
 impl Touched {
-    const NONE: Self = Self {
-        all: Vec::new(),
-        created: Vec::new(),
-    };
+    const NONE: Self = Self { all: Vec::new(), created: Vec::new() };
 }
 
 static mut PREVIOUS: pg_sys::object_access_hook_type = None;
@@ -45,9 +42,7 @@ pub(crate) fn init() {
 /// What was created or altered since the last call.
 pub(crate) fn take() -> Touched {
     let mut touched = TOUCHED.replace(Touched::NONE);
-    touched
-        .all
-        .sort_unstable_by_key(|relation| relation.to_u32());
+    touched.all.sort_unstable_by_key(|relation| relation.to_u32());
     touched.all.dedup();
     touched
 }
@@ -68,10 +63,7 @@ unsafe extern "C-unwind" fn object_access(
         }
     }
     if access == pg_sys::ObjectAccessType::OAT_FUNCTION_EXECUTE {
-        let setval = [
-            pg_sys::F_SETVAL_REGCLASS_INT8,
-            pg_sys::F_SETVAL_REGCLASS_INT8_BOOL,
-        ];
+        let setval = [pg_sys::F_SETVAL_REGCLASS_INT8, pg_sys::F_SETVAL_REGCLASS_INT8_BOOL];
         if setval.contains(&object.to_u32()) && replicates() {
             crate::pg::sequences::refuse_native_setval();
         }

@@ -126,13 +126,8 @@ fn refuse(why: &str) -> ! {
 /// The setting's names.
 fn names() -> Vec<String> {
     let list = guc::REMOTE_FUNCTIONS.get();
-    let list = list
-        .as_ref()
-        .map(|list| list.to_string_lossy())
-        .unwrap_or_default();
-    let names = list
-        .split(',')
-        .map(|name| name.trim().trim_matches('"').to_owned());
+    let list = list.as_ref().map(|list| list.to_string_lossy()).unwrap_or_default();
+    let names = list.split(',').map(|name| name.trim().trim_matches('"').to_owned());
     names.filter(|name| !name.is_empty()).collect()
 }
 
@@ -149,9 +144,7 @@ pub(super) fn is_listed(function: pg_sys::Oid) -> bool {
     };
     let name = String::from_utf8_lossy(&name).into_owned();
     let full = format!("{}.{name}", String::from_utf8_lossy(&schema));
-    names
-        .iter()
-        .any(|listed| *listed == name || *listed == full)
+    names.iter().any(|listed| *listed == name || *listed == full)
 }
 
 unsafe fn calls_listed(desc: *const pg_sys::QueryDesc) -> bool {
@@ -177,10 +170,7 @@ unsafe fn plan_calls(plan: *mut pg_sys::Plan) -> bool {
         if tag(plan) == NodeTag::T_FunctionScan {
             let functions = (*plan.cast::<pg_sys::FunctionScan>()).functions;
             let functions = elements::<pg_sys::RangeTblFunction>(functions);
-            if functions
-                .into_iter()
-                .any(|function| is_call((*function).funcexpr, none))
-            {
+            if functions.into_iter().any(|function| is_call((*function).funcexpr, none)) {
                 return true;
             }
         }
@@ -215,9 +205,7 @@ unsafe fn text(desc: *mut pg_sys::QueryDesc) -> Vec<u8> {
         }
         let all = CStr::from_ptr((*desc).sourceText).to_bytes();
         let stmt = (*desc).plannedstmt;
-        let start = usize::try_from((*stmt).stmt_location)
-            .unwrap_or(0)
-            .min(all.len());
+        let start = usize::try_from((*stmt).stmt_location).unwrap_or(0).min(all.len());
         let rest = &all[start..];
         match usize::try_from((*stmt).stmt_len) {
             Ok(len) if len > 0 && len <= rest.len() => rest[..len].to_vec(),
@@ -252,9 +240,7 @@ unsafe fn call_text(call: *mut pg_sys::FuncExpr, desc: *mut pg_sys::QueryDesc) -
     // SAFETY: the function exists; its arguments are expressions without columns.
     unsafe {
         let function = (*call).funcid;
-        let schema = bytes(pg_sys::get_namespace_name(pg_sys::get_func_namespace(
-            function,
-        )));
+        let schema = bytes(pg_sys::get_namespace_name(pg_sys::get_func_namespace(function)));
         let name = qualified(&[schema, bytes(pg_sys::get_func_name(function))]);
         let estate = (*desc).estate;
         let context = pg_sys::CreateExprContext(estate);
@@ -263,21 +249,12 @@ unsafe fn call_text(call: *mut pg_sys::FuncExpr, desc: *mut pg_sys::QueryDesc) -
             let of = pg_sys::exprType(argument.cast());
             let state = pg_sys::ExecInitExprWithParams(argument, (*desc).params);
             let mut null = false;
-            let evaluate = (*state)
-                .evalfunc
-                .expect("an initialised expression has a function");
+            let evaluate = (*state).evalfunc.expect("an initialised expression has a function");
             let value =
                 crate::ffi::pg_guard_ffi_boundary(|| evaluate(state, context, &raw mut null));
             arguments.push(typed(value, null, of));
         }
-        [
-            b"SELECT ",
-            &name[..],
-            b"(",
-            &arguments.join(&b", "[..]),
-            b")",
-        ]
-        .concat()
+        [b"SELECT ", &name[..], b"(", &arguments.join(&b", "[..]), b")"].concat()
     }
 }
 

@@ -50,9 +50,8 @@ fn being_rewritten(relation: pg_sys::Oid) -> Option<pg_sys::Oid> {
         );
     }
     // SAFETY: pg_class may be opened in any transaction; closed below.
-    let classes = unsafe {
-        pg_sys::table_open(pg_sys::RelationRelationId, pg_sys::AccessShareLock as i32)
-    };
+    let classes =
+        unsafe { pg_sys::table_open(pg_sys::RelationRelationId, pg_sys::AccessShareLock as i32) };
     // SAFETY: the self snapshot sees what this command wrote; the key is valid during the scan.
     let scan = unsafe {
         pg_sys::systable_beginscan(
@@ -86,8 +85,16 @@ fn delete_all(table: pg_sys::Oid) {
     // SAFETY: inside a transaction; unregistered below.
     let snapshot = unsafe { pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()) };
     // SAFETY: relation and snapshot stay valid during the scan.
-    let scan =
-        unsafe { pg_sys::heap_beginscan(relation, snapshot, 0, core::ptr::null_mut(), core::ptr::null_mut(), SCAN) };
+    let scan = unsafe {
+        pg_sys::heap_beginscan(
+            relation,
+            snapshot,
+            0,
+            core::ptr::null_mut(),
+            core::ptr::null_mut(),
+            SCAN,
+        )
+    };
     loop {
         // SAFETY: the scan is open.
         let tuple =

@@ -50,11 +50,7 @@ pub(super) unsafe fn text(stmt: *mut pg_sys::Node) -> Option<Vec<u8>> {
                 let stmt = stmt.cast::<pg_sys::CreateRoleStmt>();
                 // USER differs from ROLE in one default.
                 let user = (*stmt).stmt_type == pg_sys::RoleStmtType::ROLESTMT_USER;
-                let kind: &[u8] = if user {
-                    b"CREATE USER "
-                } else {
-                    b"CREATE ROLE "
-                };
+                let kind: &[u8] = if user { b"CREATE USER " } else { b"CREATE ROLE " };
                 [kind, &quoted(&bytes((*stmt).role))].concat()
             }
             _ => {
@@ -102,9 +98,7 @@ unsafe fn plain_password(stmt: *mut pg_sys::Node) -> Option<*mut pg_sys::String>
     // SAFETY: the parser made the options; a password is NULL or a String node.
     unsafe {
         let options = elements::<pg_sys::DefElem>(options(stmt)?);
-        let option = options
-            .into_iter()
-            .find(|one| bytes((**one).defname) == b"password")?;
+        let option = options.into_iter().find(|one| bytes((**one).defname) == b"password")?;
         let password = (*option).arg.cast::<pg_sys::String>();
         if password.is_null() || bytes((*password).sval).is_empty() {
             return None;
@@ -135,11 +129,7 @@ unsafe fn option(option: *mut pg_sys::DefElem) -> Vec<u8> {
     unsafe {
         let (name, arg) = (bytes((*option).defname), (*option).arg);
         let flag = |on: &str| {
-            let no = if pg_sys::defGetBoolean(option) {
-                ""
-            } else {
-                "NO"
-            };
+            let no = if pg_sys::defGetBoolean(option) { "" } else { "NO" };
             format!("{no}{on}").into_bytes()
         };
         let string = |word: &str| {
@@ -149,10 +139,7 @@ unsafe fn option(option: *mut pg_sys::DefElem) -> Vec<u8> {
         let number = |word: &str| format!("{word} {}", pg_sys::defGetInt32(option)).into_bytes();
         let roles = |word: &str| {
             let roles = elements::<pg_sys::RoleSpec>(arg.cast());
-            let roles = roles
-                .into_iter()
-                .map(|role| role_spec(role))
-                .collect::<Vec<_>>();
+            let roles = roles.into_iter().map(|role| role_spec(role)).collect::<Vec<_>>();
             [word.as_bytes(), b" ", &roles.join(&b", "[..])].concat()
         };
         match &name[..] {

@@ -69,17 +69,12 @@ unsafe extern "C-unwind" fn keep_whole(function: pg_sys::Oid) -> bool {
     // SAFETY: a row of pg_proc has this layout.
     let language = unsafe { (*pg_sys::GETSTRUCT(row).cast::<pg_sys::FormData_pg_proc>()).prolang };
     let calls = language == pg_sys::Oid::from(SQL)
-        && (attribute(row, pg_sys::Anum_pg_proc_prosrc)
-            .to_ascii_lowercase()
-            .contains("setval")
+        && (attribute(row, pg_sys::Anum_pg_proc_prosrc).to_ascii_lowercase().contains("setval")
             || {
                 let body = attribute(row, pg_sys::Anum_pg_proc_prosqlbody);
-                [
-                    pg_sys::F_SETVAL_REGCLASS_INT8,
-                    pg_sys::F_SETVAL_REGCLASS_INT8_BOOL,
-                ]
-                .iter()
-                .any(|setval| body.contains(&format!(":funcid {setval} ")))
+                [pg_sys::F_SETVAL_REGCLASS_INT8, pg_sys::F_SETVAL_REGCLASS_INT8_BOOL]
+                    .iter()
+                    .any(|setval| body.contains(&format!(":funcid {setval} ")))
             });
     // SAFETY: taken above.
     unsafe { pg_sys::ReleaseSysCache(row) };
@@ -98,9 +93,7 @@ fn attribute(row: pg_sys::HeapTuple, number: u32) -> String {
             return String::new();
         }
         let text = pg_sys::text_to_cstring(value.cast_mut_ptr());
-        std::ffi::CStr::from_ptr(text)
-            .to_string_lossy()
-            .into_owned()
+        std::ffi::CStr::from_ptr(text).to_string_lossy().into_owned()
     }
 }
 

@@ -26,10 +26,10 @@ pub(crate) unsafe fn definition(stmt: *const pg_sys::CreateTableAsStmt) -> Vec<u
     let columns = columns.collect::<Vec<_>>().join(&b", "[..]);
 
     // SAFETY: the parser made the relation.
-    let (name, persistence) =
-        unsafe { (written_name((*into).rel), (*(*into).rel).relpersistence) };
+    let (name, persistence) = unsafe { (written_name((*into).rel), (*(*into).rel).relpersistence) };
     let unlogged = persistence == pg_sys::RELPERSISTENCE_UNLOGGED as i8;
-    let mut text = if unlogged { b"CREATE UNLOGGED TABLE ".to_vec() } else { b"CREATE TABLE ".to_vec() };
+    let mut text =
+        if unlogged { b"CREATE UNLOGGED TABLE ".to_vec() } else { b"CREATE TABLE ".to_vec() };
     // SAFETY: a valid statement.
     if unsafe { (*stmt).if_not_exists } {
         text.extend_from_slice(b"IF NOT EXISTS ");
@@ -94,7 +94,8 @@ unsafe fn result_columns(query: *mut pg_sys::Query) -> Vec<Column> {
         // SAFETY: an analysed expression has a type, a modifier and a collation.
         unsafe {
             let expr = (*target).expr.cast::<pg_sys::Node>();
-            let of = (pg_sys::exprType(expr), pg_sys::exprTypmod(expr), pg_sys::exprCollation(expr));
+            let of =
+                (pg_sys::exprType(expr), pg_sys::exprTypmod(expr), pg_sys::exprCollation(expr));
             Column { name: bytes((*target).resname), declaration: declaration(of.0, of.1, of.2) }
         }
     };
@@ -124,9 +125,7 @@ fn declaration(of: pg_sys::Oid, modifier: i32, collation: pg_sys::Oid) -> Vec<u8
 fn collation_name(collation: pg_sys::Oid) -> Vec<u8> {
     let key = pg_sys::Datum::from(collation);
     // SAFETY: a cache look-up, released below.
-    let row = unsafe {
-        pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::COLLOID as i32, key)
-    };
+    let row = unsafe { pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::COLLOID as i32, key) };
     if row.is_null() {
         ereport!(ERROR, PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT, "collation is gone");
     }

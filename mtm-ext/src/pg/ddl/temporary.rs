@@ -40,22 +40,20 @@ pub(crate) unsafe fn temporary(stmt: *mut pg_sys::Node, text: &CStr) -> Temporar
             NodeTag::T_CreateSeqStmt => {
                 all(created(&*(*stmt.cast::<pg_sys::CreateSeqStmt>()).sequence))
             }
-            NodeTag::T_CompositeTypeStmt => all(created(
-                &*(*stmt.cast::<pg_sys::CompositeTypeStmt>()).typevar,
-            )),
-            NodeTag::T_CreateTableAsStmt => all(created(
-                &*(*(*stmt.cast::<pg_sys::CreateTableAsStmt>()).into).rel,
-            )),
+            NodeTag::T_CompositeTypeStmt => {
+                all(created(&*(*stmt.cast::<pg_sys::CompositeTypeStmt>()).typevar))
+            }
+            NodeTag::T_CreateTableAsStmt => {
+                all(created(&*(*(*stmt.cast::<pg_sys::CreateTableAsStmt>()).into).rel))
+            }
             NodeTag::T_ViewStmt => all(view(stmt.cast(), text)),
             NodeTag::T_DropStmt => dropped(stmt.cast()),
             NodeTag::T_GrantStmt => granted(stmt.cast()),
             NodeTag::T_CreateStatsStmt => {
                 let relations = (*stmt.cast::<pg_sys::CreateStatsStmt>()).relations;
-                let found = elements::<pg_sys::Node>(relations)
-                    .into_iter()
-                    .any(|relation| {
-                        tag(relation) == NodeTag::T_RangeVar && existing(relation.cast())
-                    });
+                let found = elements::<pg_sys::Node>(relations).into_iter().any(|relation| {
+                    tag(relation) == NodeTag::T_RangeVar && existing(relation.cast())
+                });
                 all(found)
             }
             NodeTag::T_CommentStmt => {
@@ -72,11 +70,7 @@ pub(crate) unsafe fn temporary(stmt: *mut pg_sys::Node, text: &CStr) -> Temporar
 }
 
 const fn all(temporary: bool) -> Temporary {
-    if temporary {
-        Temporary::Everything
-    } else {
-        Temporary::Nothing
-    }
+    if temporary { Temporary::Everything } else { Temporary::Nothing }
 }
 
 /// Whether a LIKE clause names a temporary table, or the table is of such a table's type.
@@ -250,10 +244,7 @@ unsafe fn object(kind: ObjectType::Type, object: *mut pg_sys::Node) -> bool {
         match tag(object) {
             NodeTag::T_List => {
                 let names = object.cast::<pg_sys::List>();
-                if strings(names)
-                    .first()
-                    .is_some_and(|schema| schema == b"pg_temp")
-                {
+                if strings(names).first().is_some_and(|schema| schema == b"pg_temp") {
                     return true;
                 }
                 match kind {
@@ -275,9 +266,7 @@ unsafe fn object(kind: ObjectType::Type, object: *mut pg_sys::Node) -> bool {
             NodeTag::T_TypeName => is_temporary_type((*object.cast::<pg_sys::TypeName>()).names),
             NodeTag::T_ObjectWithArgs => {
                 let names = (*object.cast::<pg_sys::ObjectWithArgs>()).objname;
-                strings(names)
-                    .first()
-                    .is_some_and(|schema| schema == b"pg_temp")
+                strings(names).first().is_some_and(|schema| schema == b"pg_temp")
             }
             _ => false,
         }
@@ -347,18 +336,13 @@ unsafe fn dropped(stmt: *mut pg_sys::DropStmt) -> Temporary {
         _ => return Temporary::Inseparable,
     };
     // SAFETY: relations are named by lists of String nodes.
-    let names = permanent
-        .iter()
-        .map(|&one| unsafe { qualified(&strings(one.cast())) });
+    let names = permanent.iter().map(|&one| unsafe { qualified(&strings(one.cast())) });
     let names = names.collect::<Vec<_>>().join(&b", "[..]);
     // SAFETY: a valid DropStmt.
     let (missing_ok, behavior) = unsafe { ((*stmt).missing_ok, (*stmt).behavior) };
     let if_exists: &[u8] = if missing_ok { b"IF EXISTS " } else { b"" };
-    let cascade: &[u8] = if behavior == pg_sys::DropBehavior::DROP_CASCADE {
-        b" CASCADE"
-    } else {
-        b""
-    };
+    let cascade: &[u8] =
+        if behavior == pg_sys::DropBehavior::DROP_CASCADE { b" CASCADE" } else { b"" };
     Temporary::Without([b"DROP ", what, b" ", if_exists, &names, cascade].concat())
 }
 
@@ -393,9 +377,5 @@ unsafe fn granted(stmt: *mut pg_sys::GrantStmt) -> Temporary {
 pub(crate) unsafe fn written_name(relation: *const pg_sys::RangeVar) -> Vec<u8> {
     // SAFETY: as the caller promises.
     let (schema, name) = unsafe { (bytes((*relation).schemaname), bytes((*relation).relname)) };
-    if schema.is_empty() {
-        qualified(&[name])
-    } else {
-        qualified(&[schema, name])
-    }
+    if schema.is_empty() { qualified(&[name]) } else { qualified(&[schema, name]) }
 }

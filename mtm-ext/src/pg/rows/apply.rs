@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use mtm_core::Xid;
-use mtm_logrep::stream::Children;
 use mtm_logrep::row::{Old, Relation, RowMessage, RowReader, Tables, Tuple, Value};
+use mtm_logrep::stream::Children;
 use pgrx::pg_sys;
 
 use super::change;
@@ -91,9 +91,9 @@ impl Applier {
     }
 
     fn counts(&self, subxid: u32) -> bool {
-        self.only.as_ref().is_none_or(|(xid, children)| {
-            *xid == subxid || children.binary_search(&subxid).is_ok()
-        })
+        self.only
+            .as_ref()
+            .is_none_or(|(xid, children)| *xid == subxid || children.binary_search(&subxid).is_ok())
     }
 
     /// A blob of its own begins within the transaction: table numbers start again at 0.
@@ -409,8 +409,7 @@ impl Applier {
                     pg_sys::table_close(rel, lock);
                 }
             }
-            let remote = Relation::parse(description)
-                .unwrap_or_else(|e| error::malformed(&e));
+            let remote = Relation::parse(description).unwrap_or_else(|e| error::malformed(&e));
             let target = Target::resolve(&remote, lock, self.parent);
             let relid = target.relid;
             if let Some(stale) = self.targets.insert(description.clone(), target) {

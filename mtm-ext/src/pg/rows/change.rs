@@ -171,7 +171,16 @@ unsafe fn try_update(
             let none = core::ptr::null_mut();
             let (source, map) = (none, core::ptr::null_mut());
             pg_sys::ExecARUpdateTriggers(
-                estate, relinfo, source, none, tid, core::ptr::null_mut(), slot, recheck, map, false,
+                estate,
+                relinfo,
+                source,
+                none,
+                tid,
+                core::ptr::null_mut(),
+                slot,
+                recheck,
+                map,
+                false,
             );
         }
         attempt
@@ -194,9 +203,7 @@ unsafe fn try_delete(open: &Open, wait: bool, pending: &mut Pending) -> Attempt 
         if matches!(attempt, Attempt::Done) {
             pending.deleted(open);
             let map = core::ptr::null_mut();
-            pg_sys::ExecARDeleteTriggers(
-                estate, relinfo, tid, core::ptr::null_mut(), map, false,
-            );
+            pg_sys::ExecARDeleteTriggers(estate, relinfo, tid, core::ptr::null_mut(), map, false);
         }
         attempt
     }
@@ -270,7 +277,15 @@ unsafe fn lock_row(open: &mut Open, mode: pg_sys::LockTupleMode::Type) -> bool {
         let snapshot = pg_sys::GetLatestSnapshot();
         let skip = pg_sys::LockWaitPolicy::LockWaitSkip;
         let result = pg_sys::table_tuple_lock(
-            open.rel, &mut tid, snapshot, open.local, cid, mode, skip, 0, &mut failure,
+            open.rel,
+            &mut tid,
+            snapshot,
+            open.local,
+            cid,
+            mode,
+            skip,
+            0,
+            &mut failure,
         );
         if result == TM_WouldBlock {
             let xid = holder(open.local, mode);

@@ -164,7 +164,8 @@ impl RowEncoder {
                 _ => return Ok(Encoded::Skipped),
             };
             let (transaction, described) = (self.transaction, self.described);
-            let plan = fresh_plan(&mut self.plans, relation, self.binary, self.is_local, self.parent);
+            let plan =
+                fresh_plan(&mut self.plans, relation, self.binary, self.is_local, self.parent);
             if plan.skip || (action == "INSERT" && new.is_null()) {
                 return Ok(Encoded::Skipped);
             }

@@ -4,7 +4,12 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
 
 /// Raises an ERROR.
-pub(super) fn raise(code: PgSqlErrorCode, message: String, detail: Option<String>, hint: &str) -> ! {
+pub(super) fn raise(
+    code: PgSqlErrorCode,
+    message: String,
+    detail: Option<String>,
+    hint: &str,
+) -> ! {
     let mut report = ErrorReport::new(code, message, "multimaster");
     if let Some(detail) = detail {
         report = report.set_detail(detail);

@@ -115,8 +115,7 @@ impl IndexFinder {
                     continue;
                 }
                 let mut key = pg_sys::ScanKeyData::default();
-                let (family, class) =
-                    (*(*index).rd_opfamily.add(i), *(*index).rd_opcintype.add(i));
+                let (family, class) = (*(*index).rd_opfamily.add(i), *(*index).rd_opcintype.add(i));
                 let equal = pg_sys::BTEqualStrategyNumber as i16;
                 let operator = pg_sys::get_opfamily_member(family, class, class, equal);
                 let function = pg_sys::get_opcode(operator);
@@ -293,7 +292,10 @@ pub(super) unsafe fn holder(
 }
 
 /// Whether a member's lock does not go together with ours.
-const fn excludes(status: pg_sys::MultiXactStatus::Type, ours: pg_sys::LockTupleMode::Type) -> bool {
+const fn excludes(
+    status: pg_sys::MultiXactStatus::Type,
+    ours: pg_sys::LockTupleMode::Type,
+) -> bool {
     use pg_sys::LockTupleMode::{LockTupleExclusive, LockTupleKeyShare};
     use pg_sys::MultiXactStatus::{
         MultiXactStatusForKeyShare, MultiXactStatusForUpdate, MultiXactStatusUpdate,

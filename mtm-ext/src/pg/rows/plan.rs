@@ -208,10 +208,7 @@ unsafe fn primary_key(relation: pg_sys::Relation) -> *mut pg_sys::Bitmapset {
         let columns = (&raw const (*form).indkey.values).cast::<i16>();
         for i in 0..usize::from((*form).indnkeyatts.unsigned_abs()) {
             let column = i32::from(columns.add(i).read_unaligned());
-            key = pg_sys::bms_add_member(
-                key,
-                column - pg_sys::FirstLowInvalidHeapAttributeNumber,
-            );
+            key = pg_sys::bms_add_member(key, column - pg_sys::FirstLowInvalidHeapAttributeNumber);
         }
         pg_sys::RelationClose(index);
     }
@@ -220,12 +217,7 @@ unsafe fn primary_key(relation: pg_sys::Relation) -> *mut pg_sys::Bitmapset {
 
 /// # Safety
 /// As [`SendPlan::build`].
-unsafe fn how(
-    typid: Oid,
-    binary: bool,
-    context: pg_sys::MemoryContext,
-    stamp: &mut Stamp,
-) -> How {
+unsafe fn how(typid: Oid, binary: bool, context: pg_sys::MemoryContext, stamp: &mut Stamp) -> How {
     // SAFETY: catalog lookups; the functions' memory is the plan's.
     unsafe {
         let mut varlena = false;

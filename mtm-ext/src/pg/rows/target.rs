@@ -55,7 +55,8 @@ impl Target {
             let attributes = types::attributes((*rel).rd_att);
             for column in remote.columns() {
                 let Some((at, att)) = attributes.iter().enumerate().find(|(_, a)| {
-                    !a.attisdropped && CStr::from_ptr(a.attname.data.as_ptr()).to_bytes() == column.name
+                    !a.attisdropped
+                        && CStr::from_ptr(a.attname.data.as_ptr()).to_bytes() == column.name
                 }) else {
                     missing_column(remote, column.name, "does not exist here");
                 };

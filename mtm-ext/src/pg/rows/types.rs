@@ -106,9 +106,10 @@ unsafe fn composite_goes_binary(typid: Oid, stamp: &mut Stamp, depth: u32) -> bo
     unsafe {
         stamp.depends_on(pg_sys::get_typ_typrelid(typid));
         let desc = pg_sys::lookup_rowtype_tupdesc_copy(typid, -1);
-        let all = attributes(desc).iter().filter(|a| !a.attisdropped).all(|a| {
-            is_built_in(a.atttypid) && goes_binary(a.atttypid, stamp, depth + 1)
-        });
+        let all = attributes(desc)
+            .iter()
+            .filter(|a| !a.attisdropped)
+            .all(|a| is_built_in(a.atttypid) && goes_binary(a.atttypid, stamp, depth + 1));
         pg_sys::FreeTupleDesc(desc);
         all
     }
@@ -118,7 +119,9 @@ unsafe fn composite_goes_binary(typid: Oid, stamp: &mut Stamp, depth: u32) -> bo
 ///
 /// # Safety
 /// `desc` must live as long as what is returned is used.
-pub(super) unsafe fn attributes<'a>(desc: pg_sys::TupleDesc) -> &'a [pg_sys::FormData_pg_attribute] {
+pub(super) unsafe fn attributes<'a>(
+    desc: pg_sys::TupleDesc,
+) -> &'a [pg_sys::FormData_pg_attribute] {
     // SAFETY: a descriptor has natts attributes behind its head.
     unsafe { (*desc).attrs.as_slice((*desc).natts as usize) }
 }
@@ -148,7 +151,8 @@ unsafe fn has_send(typid: Oid) -> bool {
     unsafe {
         let tuple = type_tuple(typid);
         let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_type>();
-        let both = (*form).typsend != pg_sys::InvalidOid && (*form).typreceive != pg_sys::InvalidOid;
+        let both =
+            (*form).typsend != pg_sys::InvalidOid && (*form).typreceive != pg_sys::InvalidOid;
         pg_sys::ReleaseSysCache(tuple);
         both
     }

@@ -46,12 +46,7 @@ pub(crate) unsafe fn before_alter(relid: pg_sys::Oid, options: *mut pg_sys::List
     let last = old.advanced(used, if roomy { SLACK } else { 0 });
     set(relid, Position { last, called: true });
     let (schema, name) = names(relid);
-    emit(&Message::Floor {
-        schema,
-        name,
-        last,
-        strict: true,
-    });
+    emit(&Message::Floor { schema, name, last, strict: true });
 }
 
 /// The last value of any node; `None` if no value was ever used.
@@ -86,10 +81,7 @@ fn ask(node: mtm_core::NodeId, name: &str) -> Result<Option<Position>, ConnError
     match conn.query(&format!("SELECT last_value, is_called FROM {name}"), &[]) {
         Ok(rows) => Ok(rows.first().and_then(|row| {
             let last = row.first()?.as_ref()?.parse().ok()?;
-            Some(Position {
-                last,
-                called: row.get(1)?.as_deref() == Some("t"),
-            })
+            Some(Position { last, called: row.get(1)?.as_deref() == Some("t") })
         })),
         // Created by this very transaction: undefined table, invalid schema.
         Err(ConnError::Server { sqlstate, .. }) if sqlstate == "42P01" || sqlstate == "3F000" => {
@@ -141,12 +133,7 @@ pub(crate) fn announce_used() -> bool {
             continue;
         }
         let (schema, name) = names(relid);
-        emit(&Message::Floor {
-            schema,
-            name,
-            last: at.last,
-            strict: false,
-        });
+        emit(&Message::Floor { schema, name, last: at.last, strict: false });
         said = true;
     }
     said
@@ -160,10 +147,7 @@ pub(crate) fn floors() -> Vec<(String, i64)> {
         lock(relid);
         let user = recorded(relid).map_or_else(|| definition(relid), |record| record.user);
         if let Some(used) = user.used_up_to(place::read(relid)) {
-            floors.push((
-                String::from_utf8_lossy(&qualified_name(relid)).into_owned(),
-                used,
-            ));
+            floors.push((String::from_utf8_lossy(&qualified_name(relid)).into_owned(), used));
         }
     }
     floors
@@ -187,15 +171,10 @@ fn all_sequences() -> Vec<pg_sys::Oid> {
     let found = Spi::connect(|client| {
         let query = "SELECT seqrelid FROM pg_catalog.pg_sequence ORDER BY 1";
         let rows = client.select(query, None, &[])?;
-        rows.map(|row| row.get::<pg_sys::Oid>(1))
-            .collect::<Result<Vec<_>, _>>()
+        rows.map(|row| row.get::<pg_sys::Oid>(1)).collect::<Result<Vec<_>, _>>()
     });
     let found = found.unwrap_or_else(|e| ereport_spi(&e));
-    found
-        .into_iter()
-        .flatten()
-        .filter(|relid| is_permanent_sequence(*relid))
-        .collect()
+    found.into_iter().flatten().filter(|relid| is_permanent_sequence(*relid)).collect()
 }
 
 /// The relation of an identity column that ALTER TABLE is about, with the options for it.
@@ -214,10 +193,7 @@ pub(crate) unsafe fn identity_changes(
             None,
             core::ptr::null_mut(),
         );
-        (
-            table,
-            parse::elements::<pg_sys::AlterTableCmd>((*stmt).cmds),
-        )
+        (table, parse::elements::<pg_sys::AlterTableCmd>((*stmt).cmds))
     };
     let mut changes = Vec::new();
     for command in commands {
@@ -260,9 +236,7 @@ pub(crate) unsafe fn identity_sources(stmt: *const pg_sys::Node) -> Vec<pg_sys::
             let like = element.cast::<pg_sys::TableLikeClause>();
             let identity = pg_sys::TableLikeOption::CREATE_TABLE_LIKE_IDENTITY;
             let copied = (*like).options & identity != 0;
-            copied
-                .then(|| super::look_up((*like).relation))
-                .filter(|o| *o != pg_sys::InvalidOid)
+            copied.then(|| super::look_up((*like).relation)).filter(|o| *o != pg_sys::InvalidOid)
         }
     };
     elements.into_iter().filter_map(source).collect()
@@ -285,10 +259,7 @@ pub(crate) unsafe fn like_identity(sources: &[pg_sys::Oid], stmt: *const pg_sys:
             let Some(record) = recorded(from) else {
                 continue;
             };
-            let first = Position {
-                last: record.user.start,
-                called: false,
-            };
+            let first = Position { last: record.user.start, called: false };
             super::alter(to, &record.user, Some(first));
         }
     }

@@ -265,10 +265,7 @@ fn native_setval(relid: pg_sys::Oid, to: Position) {
     let args = [relid.into(), to.last.into(), to.called.into()];
     // SAFETY: the server's function with its three arguments, none NULL; it returns a bigint.
     unsafe {
-        pgrx::direct_function_call::<i64>(
-            pg_sys::setval3_oid,
-            &args.map(Some::<pg_sys::Datum>),
-        )
+        pgrx::direct_function_call::<i64>(pg_sys::setval3_oid, &args.map(Some::<pg_sys::Datum>))
     };
 }
 
@@ -343,9 +340,7 @@ fn lock(relid: pg_sys::Oid) {
 fn definition(relid: pg_sys::Oid) -> Definition {
     let key = pg_sys::Datum::from(relid);
     // SAFETY: a cache look-up, released below.
-    let row = unsafe {
-        pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::SEQRELID as i32, key)
-    };
+    let row = unsafe { pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::SEQRELID as i32, key) };
     if row.is_null() {
         ereport!(ERROR, PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT, "sequence is gone");
     }

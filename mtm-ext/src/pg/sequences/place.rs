@@ -31,33 +31,18 @@ impl Page {
             let page = pg_sys::BufferGetPage(buffer);
             let item = pg_sys::PageGetItemId(page, 1);
             let tuple = pg_sys::PageGetItem(page, item).cast();
-            Self {
-                relation,
-                buffer,
-                tuple,
-                len: (*item).lp_len(),
-            }
+            Self { relation, buffer, tuple, len: (*item).lp_len() }
         }
     }
 
     fn data(&self) -> *mut PgSequenceData {
         // SAFETY: the item is a whole tuple; a sequence's row has this layout.
-        unsafe {
-            self.tuple
-                .cast::<u8>()
-                .add(usize::from((*self.tuple).t_hoff))
-                .cast()
-        }
+        unsafe { self.tuple.cast::<u8>().add(usize::from((*self.tuple).t_hoff)).cast() }
     }
 
     fn position(&self) -> Position {
         // SAFETY: the page is locked.
-        unsafe {
-            Position {
-                last: (*self.data()).last_value,
-                called: (*self.data()).is_called,
-            }
-        }
+        unsafe { Position { last: (*self.data()).last_value, called: (*self.data()).is_called } }
     }
 
     fn unlock(self) {

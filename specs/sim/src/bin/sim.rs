@@ -4,7 +4,8 @@ use mtm_sim::{CASES, Case, Coverage, Failure, Plan, Shape, Sweep, draw, run, shr
 use std::process::ExitCode;
 use std::time::Instant;
 
-const USAGE: &str = "cargo sim [--seeds N] [--from SEED] [--nodes N | --referee | --mixed] [--jobs N]
+const USAGE: &str =
+    "cargo sim [--seeds N] [--from SEED] [--nodes N | --referee | --mixed] [--jobs N]
           sweeps so many seeds (default 200), on at most so many threads (default 2)
           the first that fails is shrunk and drawn (--svg FILE, default sim-failure.svg)
 cargo sim --seed SEED [--nodes N | --referee] [--bug NAME] [--story] [--shrink] [--svg FILE]
@@ -27,7 +28,15 @@ struct Options {
 
 fn options() -> Result<Options, String> {
     let sweep = Sweep { from: 0, seeds: 200, shapes: vec![Shape::Nodes(3)], jobs: 2 };
-    let mut o = Options { seed: None, sweep, story: false, shrink: false, svg: None, bugs: false, bug: None };
+    let mut o = Options {
+        seed: None,
+        sweep,
+        story: false,
+        shrink: false,
+        svg: None,
+        bugs: false,
+        bug: None,
+    };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
@@ -37,7 +46,9 @@ fn options() -> Result<Options, String> {
             "--seeds" => o.sweep.seeds = number(value()?)?,
             "--from" => o.sweep.from = number(value()?)?,
             "--jobs" => o.sweep.jobs = number(value()?)?.clamp(1, 2),
-            "--nodes" => o.sweep.shapes = vec![Shape::Nodes(number(value()?)?.clamp(2, 9) as usize)],
+            "--nodes" => {
+                o.sweep.shapes = vec![Shape::Nodes(number(value()?)?.clamp(2, 9) as usize)]
+            }
             "--referee" => o.sweep.shapes = vec![Shape::Referee],
             "--mixed" => o.sweep.shapes = vec![Shape::Nodes(3), Shape::Nodes(5), Shape::Referee],
             "--story" => o.story = true,
@@ -141,7 +152,11 @@ fn bugs(o: &Options) -> Result<(), String> {
                 let (at, v) = verdict.violation.expect("it was found");
                 println!(
                     "{name}: seed {} of {} {:?}: {} at {:.1} ms ({:.1} s)",
-                    plan.seed, case.seeds, case.shape, v.invariant, at as f64 / 1000.0,
+                    plan.seed,
+                    case.seeds,
+                    case.shape,
+                    v.invariant,
+                    at as f64 / 1000.0,
                     start.elapsed().as_secs_f64()
                 );
             }

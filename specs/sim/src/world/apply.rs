@@ -62,12 +62,8 @@ impl World {
         for gid in waiting {
             self.pump_applier(i, gid);
         }
-        let waiting: Vec<u64> = self.hosts[i]
-            .backends
-            .iter()
-            .filter(|(_, b)| !b.working)
-            .map(|(id, _)| *id)
-            .collect();
+        let waiting: Vec<u64> =
+            self.hosts[i].backends.iter().filter(|(_, b)| !b.working).map(|(id, _)| *id).collect();
         for id in waiting {
             self.pump_backend(i, id);
         }

@@ -18,9 +18,11 @@ impl World {
         }
         let num = self.current(i).generation.num;
         let db = &self.hosts[i].db;
-        let missing = self.oracle.pending.iter().find(|gid| {
-            self.oracle.commits[*gid] <= num && !db.holds(gid)
-        });
+        let missing = self
+            .oracle
+            .pending
+            .iter()
+            .find(|gid| self.oracle.commits[*gid] <= num && !db.holds(gid));
         if let Some(gid) = missing.copied() {
             let what = format!("n{} is online in {} and lacks {gid}", i + 1, num.0);
             self.oracle.violated("OnlineHoldsAll", what);
@@ -45,14 +47,21 @@ impl World {
         let lack = (0..self.hosts.len()).filter(|&i| !self.hosts[i].db.holds(&gid)).map(node);
         let lack: mtm_core::NodeSet = lack.collect();
         if lack.is_majority_of(self.all()) && self.hosts.len() > 2 {
-            self.oracle.violated("AckedDurable", format!("{gid} is acknowledged and not on {lack}"));
+            self.oracle
+                .violated("AckedDurable", format!("{gid} is acknowledged and not on {lack}"));
         }
     }
 
     /// After a crash the disk may have lost what memory had: nothing acknowledged may be among it.
     pub(super) fn recount(&mut self, i: usize) {
         let host = &self.hosts[i];
-        let lost: Vec<Gid> = self.oracle.commits.keys().filter(|g| !host.db.committed.contains(*g)).copied().collect();
+        let lost: Vec<Gid> = self
+            .oracle
+            .commits
+            .keys()
+            .filter(|g| !host.db.committed.contains(*g))
+            .copied()
+            .collect();
         self.oracle.pending.extend(lost.iter().copied());
         for gid in lost {
             if self.oracle.told.get(&gid) == Some(&Told::Committed) {
@@ -75,19 +84,28 @@ impl World {
                 let entry = Node::new(&mut host.core, &mut host.slots).transaction(gid);
                 return Err(format!("n{} has {gid} prepared: {entry:?}", i + 1));
             }
-            if !host.backends.is_empty() || !host.appliers.is_empty() || !host.finishing.is_empty() {
-                return Err(format!("n{} is at work: {:?} {:?}", i + 1, host.backends, host.appliers));
+            if !host.backends.is_empty() || !host.appliers.is_empty() || !host.finishing.is_empty()
+            {
+                return Err(format!(
+                    "n{} is at work: {:?} {:?}",
+                    i + 1,
+                    host.backends,
+                    host.appliers
+                ));
             }
             let machine = Node::new(&mut host.core, &mut host.slots);
             let open = machine.transactions().find(|(_, e)| match &e.role {
-                Role::Own(c) => c.state() == mtm_paxos::commit::CoordinatorState::GivenUp || e.holds(),
+                Role::Own(c) => {
+                    c.state() == mtm_paxos::commit::CoordinatorState::GivenUp || e.holds()
+                }
                 Role::Peer(_) => e.holds(),
             });
             if let Some((gid, entry)) = open {
                 return Err(format!("n{} has {gid} open: {entry:?}", i + 1));
             }
         }
-        let differ = (1..self.hosts.len()).find(|&i| self.hosts[i].db.rows != self.hosts[0].db.rows);
+        let differ =
+            (1..self.hosts.len()).find(|&i| self.hosts[i].db.rows != self.hosts[0].db.rows);
         match differ {
             Some(i) => Err(format!("n{} and n1 differ", i + 1)),
             None => Ok(()),
@@ -130,13 +148,17 @@ impl World {
                 Told::Committed => {
                     self.coverage.committed += 1;
                     if !there {
-                        self.oracle.violated("AckedDurable", format!("{gid} was acknowledged and is gone"));
+                        self.oracle.violated(
+                            "AckedDurable",
+                            format!("{gid} was acknowledged and is gone"),
+                        );
                     }
                 }
                 Told::Aborted => {
                     self.coverage.aborted += 1;
                     if there {
-                        self.oracle.violated("AbortFinal", format!("{gid} was refused and is there"));
+                        self.oracle
+                            .violated("AbortFinal", format!("{gid} was refused and is there"));
                     }
                 }
                 Told::Unknown => self.coverage.unknown += 1,

@@ -1,7 +1,7 @@
 //! Clients and the backends that run their transactions.
 
-use super::host::Backend;
 use super::check::PROBE_ROW;
+use super::host::Backend;
 use super::{Op, World};
 use crate::database::Owner;
 use crate::oracle::Told;
@@ -27,7 +27,13 @@ impl World {
             if self.hosts[0].db.rows.contains_key(&keys[0]) {
                 continue;
             }
-            self.start(Transaction { at_us: 0, node, keys, think_us: 10, patience_us: u64::from(u32::MAX) });
+            self.start(Transaction {
+                at_us: 0,
+                node,
+                keys,
+                think_us: 10,
+                patience_us: u64::from(u32::MAX),
+            });
         }
     }
 

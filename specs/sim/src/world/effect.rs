@@ -18,9 +18,7 @@ impl World {
         match effect {
             Effect::Persist { token, record } => self.persist(i, token, record),
             Effect::SendGeneration { to, message, after } => match after {
-                Some(token)
-                    if token > self.hosts[i].persisted =>
-                {
+                Some(token) if token > self.hosts[i].persisted => {
                     self.hosts[i].waiting.push((token, to, message));
                 }
                 _ => self.send(i, to, Packet::Generation(message)),

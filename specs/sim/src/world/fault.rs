@@ -5,9 +5,9 @@ use crate::database::Record;
 use crate::oracle::Told;
 use crate::plan::Fault;
 use crate::planted::{Driver, Planted};
-use mtm_generations::referee::Referee;
 use crate::trace::What;
 use mtm_core::Gid;
+use mtm_generations::referee::Referee;
 use mtm_node::{Found, Input};
 
 /// How long a file that is not synced may stay in memory.
@@ -68,7 +68,8 @@ impl World {
         let synced = host.db.flushed;
         if self.plan.planted == Some(Planted::Driver(Driver::StateUnsynced)) {
             let old = |(at, _): &&(u64, _)| *at == 0 || at + UNSYNCED_US < self.now.0;
-            host.state = host.states.iter().rev().find(old).expect("the first one is always there").1;
+            host.state =
+                host.states.iter().rev().find(old).expect("the first one is always there").1;
         }
         host.db.crash(survive);
         // A commit record that reached the disk unseen counts.

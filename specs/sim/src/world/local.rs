@@ -80,7 +80,8 @@ impl World {
         host.states.push((self.now.0, record));
         host.persisted = token;
         host.state_pending.pop_front();
-        let (ready, waiting) = core::mem::take(&mut host.waiting).into_iter().partition(|w| w.0 <= token);
+        let (ready, waiting) =
+            core::mem::take(&mut host.waiting).into_iter().partition(|w| w.0 <= token);
         host.waiting = waiting;
         let ready: Vec<_> = ready;
         for (_, to, message) in ready {

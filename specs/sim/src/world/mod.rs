@@ -8,8 +8,8 @@ mod fault;
 mod host;
 mod local;
 mod network;
-mod referee;
 mod recovery;
+mod referee;
 
 use crate::database::{Keys, Record};
 use crate::oracle::{Oracle, Violation};
@@ -102,9 +102,27 @@ impl Coverage {
     /// Adds another history's.
     pub fn add(&mut self, o: &Self) {
         let Self {
-            histories, steps, committed, aborted, unknown, refused, crashes, lost_messages,
-            switches, recoveries, replayed, installed, dropped, table_max, settled_commits, settled_aborts,
-            freezes, clock_steps, caught_up, from_syncpoints, grants,
+            histories,
+            steps,
+            committed,
+            aborted,
+            unknown,
+            refused,
+            crashes,
+            lost_messages,
+            switches,
+            recoveries,
+            replayed,
+            installed,
+            dropped,
+            table_max,
+            settled_commits,
+            settled_aborts,
+            freezes,
+            clock_steps,
+            caught_up,
+            from_syncpoints,
+            grants,
         } = self;
         *histories += o.histories;
         *steps += o.steps;
@@ -196,7 +214,13 @@ pub(crate) enum Event {
     /// The sender's WAL is decoded for a receiver.
     Decode(usize, usize),
     /// A transaction arrives in a stream of this connection.
-    Item { from: usize, to: usize, connection: u64, gid: Gid, keys: Keys },
+    Item {
+        from: usize,
+        to: usize,
+        connection: u64,
+        gid: Gid,
+        keys: Keys,
+    },
     Wake(usize, u64),
     /// In this life of the host.
     Op(usize, u64, Op),
@@ -269,10 +293,13 @@ impl World {
             world.op(i, 0, Op::Poll);
             world.schedule_wake(i);
         }
-        for (at, which) in world.plan.faults.iter().map(|(at, _)| *at).zip(0..).collect::<Vec<_>>() {
+        for (at, which) in world.plan.faults.iter().map(|(at, _)| *at).zip(0..).collect::<Vec<_>>()
+        {
             world.at(at, Event::Fault(which));
         }
-        for (at, which) in world.plan.transactions.iter().map(|t| t.at_us).zip(0..).collect::<Vec<_>>() {
+        for (at, which) in
+            world.plan.transactions.iter().map(|t| t.at_us).zip(0..).collect::<Vec<_>>()
+        {
             world.at(at, Event::Begin(which));
         }
         world

@@ -71,7 +71,8 @@ impl World {
     pub(super) fn connectivity(&mut self, i: usize) {
         let host = &self.hosts[i];
         let fresh = |at: &mtm_core::Instant| self.local(i).since(*at) < SILENCE_US;
-        let heard: NodeSet = host.heard.iter().filter(|(_, at)| fresh(at)).map(|(n, _)| *n).collect();
+        let heard: NodeSet =
+            host.heard.iter().filter(|(_, at)| fresh(at)).map(|(n, _)| *n).collect();
         let heard = heard.with(node(i));
         if heard != host.connected {
             self.hosts[i].connected = heard;

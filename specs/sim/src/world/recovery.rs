@@ -159,13 +159,12 @@ impl World {
     fn donor(&mut self, i: usize) -> Option<(usize, usize)> {
         let recovery = self.hosts[i].recovery.as_ref()?;
         let (num, donors, old) = (recovery.num, recovery.donors, recovery.donor);
-        let usable = |d: usize| {
-            self.linked(d, i).then(|| self.parallel_safe(d, num)).flatten()
-        };
+        let usable = |d: usize| self.linked(d, i).then(|| self.parallel_safe(d, num)).flatten();
         if let Some(end) = old.and_then(usable) {
             return old.map(|d| (d, end));
         }
-        let (donor, end) = donors.iter().find_map(|d| usable(d.index()).map(|end| (d.index(), end)))?;
+        let (donor, end) =
+            donors.iter().find_map(|d| usable(d.index()).map(|end| (d.index(), end)))?;
         let start = self.hosts[i].confirmed[donor].min(end);
         let recovery = self.hosts[i].recovery.as_mut()?;
         recovery.donor = Some(donor);
@@ -178,7 +177,9 @@ impl World {
 
     fn parallel_safe(&self, donor: usize, num: GenNum) -> Option<usize> {
         let db = &self.hosts[donor].db;
-        db.wal[..db.flushed].iter().position(|r| matches!(r, Record::ParallelSafe(n, _) if *n == num))
+        db.wal[..db.flushed]
+            .iter()
+            .position(|r| matches!(r, Record::ParallelSafe(n, _) if *n == num))
     }
 
     fn reconcile(&mut self, i: usize, donor: usize, end: usize, num: GenNum) -> bool {

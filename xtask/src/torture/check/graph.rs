@@ -21,9 +21,7 @@ impl Graph {
     /// No edges between `size` transactions.
     #[must_use]
     pub fn new(size: usize) -> Self {
-        Self {
-            edges: vec![BTreeSet::new(); size],
-        }
+        Self { edges: vec![BTreeSet::new(); size] }
     }
 
     /// `from` comes before `to`; a transaction does not depend on itself.
@@ -48,10 +46,9 @@ impl Graph {
     #[must_use]
     pub fn holds(&self, group: &[usize], why: Why) -> bool {
         let members: BTreeSet<usize> = group.iter().copied().collect();
-        group.iter().any(|from| {
-            self.after(*from)
-                .any(|(to, is)| is == why && members.contains(&to))
-        })
+        group
+            .iter()
+            .any(|from| self.after(*from).any(|(to, is)| is == why && members.contains(&to)))
     }
 }
 
@@ -100,10 +97,7 @@ impl<'a> Tarjan<'a> {
         self.stack.push(node);
         self.on_stack[node] = true;
         let kinds = self.kinds;
-        let to = self
-            .graph
-            .after(node)
-            .filter(|(_, why)| kinds.contains(why));
+        let to = self.graph.after(node).filter(|(_, why)| kinds.contains(why));
         (node, to.map(|(to, _)| to).collect())
     }
 

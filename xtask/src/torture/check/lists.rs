@@ -76,11 +76,7 @@ impl<'a> Lists<'a> {
                     Step::Read(..) => {}
                 }
             }
-            txns.push(Txn {
-                op,
-                steps,
-                committed: op.outcome == Outcome::Acknowledged,
-            });
+            txns.push(Txn { op, steps, committed: op.outcome == Outcome::Acknowledged });
         }
         // Reads after the last quiet point may have seen more than it.
         for (key, list) in last.iter().flat_map(|state| &state.lists) {
@@ -96,12 +92,7 @@ impl<'a> Lists<'a> {
                 }
             }
         }
-        Self {
-            txns,
-            order,
-            writer,
-            settled,
-        }
+        Self { txns, order, writer, settled }
     }
 
     fn order(&self, key: u64) -> &'a [u64] {
@@ -126,11 +117,7 @@ impl<'a> Lists<'a> {
                         wrong(report, Anomaly::Internal, text);
                         continue;
                     };
-                    seen.push(Seen {
-                        key: *key,
-                        base,
-                        pristine: mine.is_empty(),
-                    });
+                    seen.push(Seen { key: *key, base, pristine: mine.is_empty() });
                 }
             }
         }
@@ -155,12 +142,7 @@ impl<'a> Lists<'a> {
         } else {
             (Anomaly::Order, format!("the list became {order:?}"))
         };
-        let text = format!(
-            "{} saw list {} as {:?}; {what}",
-            who(txn.op),
-            seen.key,
-            seen.base
-        );
+        let text = format!("{} saw list {} as {:?}; {what}", who(txn.op), seen.key, seen.base);
         wrong(report, anomaly, text);
     }
 
@@ -321,11 +303,7 @@ impl<'a> Lists<'a> {
         if let Some(path) = self.path(graph, from, number, Some(node)) {
             let ops = path.iter().map(|n| who(self.txns[*n].op));
             let text = ops.collect::<Vec<_>>().join(" -> ");
-            wrong(
-                report,
-                Anomaly::GSingle,
-                format!("not seen, but what followed: {text}"),
-            );
+            wrong(report, Anomaly::GSingle, format!("not seen, but what followed: {text}"));
         } else if let Some(path) = self.path(graph, from, number, None) {
             let op = self.txns[path[0]].op;
             report.note(

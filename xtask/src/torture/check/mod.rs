@@ -152,10 +152,7 @@ impl<'a> History<'a> {
     /// The first node's state at each quiet point.
     pub fn quiet_points(&self) -> impl Iterator<Item = &'a State> {
         let first = self.states.first().map(|state| state.node);
-        self.states
-            .iter()
-            .copied()
-            .filter(move |state| Some(state.node) == first)
+        self.states.iter().copied().filter(move |state| Some(state.node) == first)
     }
 }
 

@@ -12,12 +12,7 @@ struct Made(Vec<Record>);
 
 impl Made {
     fn new() -> Self {
-        Self(vec![Record::Start(Start {
-            seed: 1,
-            nodes: 3,
-            accounts: 2,
-            balance: 10,
-        })])
+        Self(vec![Record::Start(Start { seed: 1, nodes: 3, accounts: 2, balance: 10 })])
     }
 
     fn op(mut self, node: usize, begin: u64, level: Level, outcome: Outcome, body: Body) -> Self {
@@ -36,22 +31,11 @@ impl Made {
 
     fn list(self, node: usize, begin: u64, level: Level, steps: &[Step]) -> Self {
         let steps = steps.to_vec();
-        self.op(
-            node,
-            begin,
-            level,
-            Outcome::Acknowledged,
-            Body::List { steps },
-        )
+        self.op(node, begin, level, Outcome::Acknowledged, Body::List { steps })
     }
 
     fn transfer(self, token: u64, outcome: Outcome) -> Self {
-        let body = Body::Transfer {
-            token,
-            from: 0,
-            to: 1,
-            amount: 3,
-        };
+        let body = Body::Transfer { token, from: 0, to: 1, amount: 3 };
         self.op(1, token, RC, outcome, body)
     }
 
@@ -60,12 +44,8 @@ impl Made {
     }
 
     fn state(mut self, node: usize, at: u64, change: impl FnOnce(&mut State)) -> Self {
-        let mut state = State {
-            at: at * 1_000_000,
-            node,
-            balances: vec![10, 10],
-            ..State::default()
-        };
+        let mut state =
+            State { at: at * 1_000_000, node, balances: vec![10, 10], ..State::default() };
         change(&mut state);
         self.0.push(Record::State(state));
         self
@@ -79,11 +59,8 @@ impl Made {
     }
 
     fn found(&self) -> Vec<Anomaly> {
-        let mut found: Vec<Anomaly> = check(&self.0)
-            .violations
-            .iter()
-            .map(|violation| violation.anomaly)
-            .collect();
+        let mut found: Vec<Anomaly> =
+            check(&self.0).violations.iter().map(|violation| violation.anomaly).collect();
         found.dedup();
         found
     }
@@ -112,12 +89,7 @@ fn a_right_history_is_right() {
         .unique(1, 5, 50, Outcome::Acknowledged)
         .unique(1, 5, 51, refused())
         .list(1, 10, RR, &[Append(1, 1), Append(1, 2)])
-        .list(
-            2,
-            11,
-            RR,
-            &[read(1, &[1, 2]), Append(1, 3), read(1, &[1, 2, 3])],
-        )
+        .list(2, 11, RR, &[read(1, &[1, 2]), Append(1, 3), read(1, &[1, 2, 3])])
         .list(3, 12, RC, &[read(1, &[1, 2]), read(1, &[1, 2, 3])])
         .state(1, 50, |state| {
             state.balances = vec![4, 16];
@@ -148,15 +120,7 @@ fn refused_write_present() {
         state.balances = vec![7, 13];
     });
     assert_eq!(made.found(), [Anomaly::Phantom]);
-    let made = Made::new().op(
-        1,
-        1,
-        RC,
-        refused(),
-        Body::List {
-            steps: vec![Append(1, 1)],
-        },
-    );
+    let made = Made::new().op(1, 1, RC, refused(), Body::List { steps: vec![Append(1, 1)] });
     assert_eq!(made.lists(&[(1, &[1])]).found(), [Anomaly::Phantom]);
 }
 
@@ -181,9 +145,7 @@ fn value_twice() {
 #[test]
 fn unique_key_twice() {
     let made =
-        Made::new()
-            .unique(1, 5, 50, Outcome::Acknowledged)
-            .unique(2, 5, 51, Outcome::Acknowledged);
+        Made::new().unique(1, 5, 50, Outcome::Acknowledged).unique(2, 5, 51, Outcome::Acknowledged);
     assert_eq!(made.found(), [Anomaly::TwoWinners]);
 }
 
@@ -193,35 +155,24 @@ fn an_unknown_outcome_does_not_change_after_a_quiet_point() {
         state.ledger = vec![1];
         state.balances = vec![7, 13];
     };
-    let made = Made::new()
-        .transfer(1, unknown())
-        .state(1, 5, |_| ())
-        .state(1, 9, paid);
+    let made = Made::new().transfer(1, unknown()).state(1, 5, |_| ()).state(1, 9, paid);
     assert_eq!(made.found(), [Anomaly::Unsettled]);
-    let made = Made::new()
-        .transfer(1, Outcome::Acknowledged)
-        .state(1, 5, paid)
-        .state(1, 9, |_| ());
+    let made = Made::new().transfer(1, Outcome::Acknowledged).state(1, 5, paid).state(1, 9, |_| ());
     assert_eq!(made.found(), [Anomaly::Unsettled]);
 }
 
 #[test]
 fn nodes_differ() {
-    let made = Made::new()
-        .transfer(1, unknown())
-        .state(1, 9, |_| ())
-        .state(2, 9, |state| {
-            state.ledger = vec![1];
-            state.balances = vec![7, 13];
-        });
+    let made = Made::new().transfer(1, unknown()).state(1, 9, |_| ()).state(2, 9, |state| {
+        state.ledger = vec![1];
+        state.balances = vec![7, 13];
+    });
     assert_eq!(made.found(), [Anomaly::NodesDiffer]);
 }
 
 #[test]
 fn wrong_sums() {
-    let body = Body::Sum {
-        totals: vec![20, 19],
-    };
+    let body = Body::Sum { totals: vec![20, 19] };
     let made = Made::new().op(1, 1, RC, Outcome::Acknowledged, body);
     assert_eq!(made.found(), [Anomaly::WrongSum]);
     let made = Made::new().state(1, 9, |state| state.balances = vec![9, 11]);
@@ -230,44 +181,34 @@ fn wrong_sums() {
 
 #[test]
 fn dirty_write() {
-    let made = Made::new()
-        .list(1, 1, RC, &[Append(1, 1), Append(2, 1)])
-        .list(2, 1, RC, &[Append(1, 2), Append(2, 2)]);
-    assert_eq!(
-        made.lists(&[(1, &[1, 2]), (2, &[2, 1])]).found(),
-        [Anomaly::G0]
+    let made = Made::new().list(1, 1, RC, &[Append(1, 1), Append(2, 1)]).list(
+        2,
+        1,
+        RC,
+        &[Append(1, 2), Append(2, 2)],
     );
+    assert_eq!(made.lists(&[(1, &[1, 2]), (2, &[2, 1])]).found(), [Anomaly::G0]);
 }
 
 #[test]
 fn aborted_read() {
-    let made = Made::new()
-        .op(
-            1,
-            1,
-            RC,
-            refused(),
-            Body::List {
-                steps: vec![Append(1, 1)],
-            },
-        )
-        .list(2, 1, RC, &[read(1, &[1])]);
+    let made = Made::new().op(1, 1, RC, refused(), Body::List { steps: vec![Append(1, 1)] }).list(
+        2,
+        1,
+        RC,
+        &[read(1, &[1])],
+    );
     assert_eq!(made.lists(&[]).found(), [Anomaly::G1a]);
 }
 
 #[test]
 fn read_of_what_then_was_lost() {
-    let made = Made::new()
-        .op(
-            1,
-            1,
-            RC,
-            unknown(),
-            Body::List {
-                steps: vec![Append(1, 1)],
-            },
-        )
-        .list(2, 1, RC, &[read(1, &[1])]);
+    let made = Made::new().op(1, 1, RC, unknown(), Body::List { steps: vec![Append(1, 1)] }).list(
+        2,
+        1,
+        RC,
+        &[read(1, &[1])],
+    );
     assert_eq!(made.lists(&[]).found(), [Anomaly::G1a]);
 }
 
@@ -275,46 +216,44 @@ fn read_of_what_then_was_lost() {
 fn aborted_read_after_the_last_quiet_point() {
     let made = Made::new()
         .lists(&[])
-        .op(
-            1,
-            2000,
-            RC,
-            refused(),
-            Body::List {
-                steps: vec![Append(1, 1)],
-            },
-        )
+        .op(1, 2000, RC, refused(), Body::List { steps: vec![Append(1, 1)] })
         .list(2, 2001, RC, &[read(1, &[1])]);
     assert_eq!(made.found(), [Anomaly::G1a]);
-    let made = Made::new()
-        .lists(&[])
-        .list(1, 2000, RC, &[Append(1, 1)])
-        .list(2, 2001, RC, &[read(1, &[1])]);
+    let made = Made::new().lists(&[]).list(1, 2000, RC, &[Append(1, 1)]).list(
+        2,
+        2001,
+        RC,
+        &[read(1, &[1])],
+    );
     assert_eq!(made.found(), []);
 }
 
 #[test]
 fn intermediate_read() {
-    let made = Made::new()
-        .list(1, 1, RC, &[Append(1, 1), Append(1, 2)])
-        .list(2, 1, RC, &[read(1, &[1])]);
+    let made =
+        Made::new().list(1, 1, RC, &[Append(1, 1), Append(1, 2)]).list(2, 1, RC, &[read(1, &[1])]);
     assert_eq!(made.lists(&[(1, &[1, 2])]).found(), [Anomaly::G1b]);
 }
 
 #[test]
 fn circular_information_flow() {
-    let made = Made::new()
-        .list(1, 1, RC, &[Append(1, 1), read(2, &[2])])
-        .list(2, 1, RC, &[Append(2, 2), read(1, &[1])]);
+    let made = Made::new().list(1, 1, RC, &[Append(1, 1), read(2, &[2])]).list(
+        2,
+        1,
+        RC,
+        &[Append(2, 2), read(1, &[1])],
+    );
     assert_eq!(made.lists(&[(1, &[1]), (2, &[2])]).found(), [Anomaly::G1c]);
 }
 
 #[test]
 fn incompatible_orders() {
-    let made = Made::new()
-        .list(1, 1, RC, &[Append(1, 1)])
-        .list(2, 1, RC, &[Append(1, 2)])
-        .list(3, 2, RC, &[read(1, &[2])]);
+    let made = Made::new().list(1, 1, RC, &[Append(1, 1)]).list(2, 1, RC, &[Append(1, 2)]).list(
+        3,
+        2,
+        RC,
+        &[read(1, &[2])],
+    );
     assert_eq!(made.lists(&[(1, &[1, 2])]).found(), [Anomaly::Order]);
 }
 
@@ -380,9 +319,12 @@ fn read_skew_along_what_was_read_on_the_same_node() {
 
 #[test]
 fn write_skew_is_allowed() {
-    let made = Made::new()
-        .list(1, 1, RR, &[read(2, &[]), Append(1, 1)])
-        .list(2, 1, RR, &[read(1, &[]), Append(2, 2)]);
+    let made = Made::new().list(1, 1, RR, &[read(2, &[]), Append(1, 1)]).list(
+        2,
+        1,
+        RR,
+        &[read(1, &[]), Append(2, 2)],
+    );
     assert_eq!(made.lists(&[(1, &[1]), (2, &[2])]).found(), []);
 }
 

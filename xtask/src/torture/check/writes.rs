@@ -62,9 +62,7 @@ fn differences(one: &State, two: &State) -> Vec<String> {
     let (a, b) = (tokens(one), tokens(two));
     if a != b || one.ledger.len() != two.ledger.len() {
         let (left, right): (Vec<u64>, Vec<u64>) = (missing(&a, &b), missing(&b, &a));
-        found.push(format!(
-            "ledger, only in one {left:?}, only in the other {right:?}"
-        ));
+        found.push(format!("ledger, only in one {left:?}, only in the other {right:?}"));
     }
     let keys: BTreeSet<&u64> = one.lists.keys().chain(two.lists.keys()).collect();
     for key in keys {
@@ -133,11 +131,7 @@ impl<'a> Held<'a> {
 
     fn presence(&self, op: &Op) -> Presence {
         let one = |there: bool| {
-            if there {
-                Presence::All
-            } else {
-                Presence::Nothing
-            }
+            if there { Presence::All } else { Presence::Nothing }
         };
         match &op.body {
             Body::Transfer { token, .. } => one(self.ledger.contains(token)),
@@ -215,9 +209,7 @@ fn nobody_wrote(history: &History<'_>, state: &State, report: &mut Report) {
     let uniques = uniques.filter(|(key, token)| !inserted.contains(&(**key, **token)));
     found.extend(uniques.map(|(key, token)| format!("unique key {key} with {token}")));
     for (key, list) in &state.lists {
-        let strange = list
-            .iter()
-            .filter(|value| !appended.contains(&(*key, **value)));
+        let strange = list.iter().filter(|value| !appended.contains(&(*key, **value)));
         found.extend(strange.map(|value| format!("value {value} in list {key}")));
     }
     for what in found.into_iter().take(ENOUGH) {

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 
-use pgrx::pg_sys::{self, Oid};
 use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys::{self, Oid};
 
 use crate::pg::rows::error;
 
@@ -71,7 +71,11 @@ impl Condition {
             let buffer = pg_sys::makeStringInfo();
             let (left, right) = (&self.left, &self.right);
             pg_sys::generate_operator_clause(
-                buffer, left.text.as_ptr(), left.typid, self.operator, right.text.as_ptr(),
+                buffer,
+                left.text.as_ptr(),
+                left.typid,
+                self.operator,
+                right.text.as_ptr(),
                 right.typid,
             );
             let mut text = CStr::from_ptr((*buffer).data).to_bytes().to_vec();
@@ -140,7 +144,14 @@ impl Plans {
             let mut values = values.to_vec();
             let none = core::ptr::null_mut();
             let result = pg_sys::SPI_execute_snapshot(
-                plan, values.as_mut_ptr(), core::ptr::null(), none, none, false, false, 1,
+                plan,
+                values.as_mut_ptr(),
+                core::ptr::null(),
+                none,
+                none,
+                false,
+                false,
+                1,
             );
             if result != pg_sys::SPI_OK_SELECT as i32 {
                 failed("execute a check");
@@ -169,9 +180,8 @@ impl Plans {
                 }
             }
             let mut types = question.types.clone();
-            let plan = pg_sys::SPI_prepare(
-                question.text.as_ptr(), types.len() as i32, types.as_mut_ptr(),
-            );
+            let plan =
+                pg_sys::SPI_prepare(question.text.as_ptr(), types.len() as i32, types.as_mut_ptr());
             if plan.is_null() || pg_sys::SPI_keepplan(plan) != 0 {
                 failed("prepare a check");
             }

@@ -6,8 +6,8 @@
 
 use std::ffi::{CStr, CString};
 
-use pgrx::pg_sys::{self, Oid};
 use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys::{self, Oid};
 
 use super::exists::{Column, Condition, Plans, Question, table_name};
 use super::parent::Parents;
@@ -203,7 +203,8 @@ pub(super) unsafe fn check_parents(
     let key = &constraint.key;
     // SAFETY: the caller's promise.
     unsafe {
-        let mut parents = Parents::open(key, &key.parent_child, &constraint.child_types, rows.len());
+        let mut parents =
+            Parents::open(key, &key.parent_child, &constraint.child_types, rows.len());
         let mut reader = Reader::open(rel);
         for row in rows {
             let itself = &raw mut pg_sys::SnapshotSelfData;

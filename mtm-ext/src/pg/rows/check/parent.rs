@@ -103,9 +103,9 @@ impl Parents {
                 Self::Indexes(probes) => probes.iter_mut().any(|probe| probe.hold(values)),
                 Self::Query { question, shape, parent, index } => {
                     plans.ask(question, values)
-                        || shape.as_ref().is_some_and(|shape| {
-                            hold_in_partitions(*parent, *index, shape, values)
-                        })
+                        || shape
+                            .as_ref()
+                            .is_some_and(|shape| hold_in_partitions(*parent, *index, shape, values))
                 }
             }
         }

@@ -47,7 +47,9 @@ unsafe fn rule(trigger: *mut pg_sys::Trigger) -> Option<Rule> {
     let t = unsafe { &*trigger };
     // What was switched off by ALTER TABLE was not checked on the origin either.
     let enabled = t.tgenabled as u8;
-    if !t.tgisinternal || [pg_sys::TRIGGER_DISABLED, pg_sys::TRIGGER_FIRES_ON_REPLICA].contains(&enabled) {
+    if !t.tgisinternal
+        || [pg_sys::TRIGGER_DISABLED, pg_sys::TRIGGER_FIRES_ON_REPLICA].contains(&enabled)
+    {
         return None;
     }
     let parent = (Want::Parent, t.tgconstraint);
@@ -69,7 +71,15 @@ unsafe fn rule(trigger: *mut pg_sys::Trigger) -> Option<Rule> {
         pg_sys::F_UNIQUE_KEY_RECHECK => ((Want::Unique, t.tgconstrindid), [true, true, false]),
         _ => return None,
     };
-    Some(Rule { want, number, on_insert, on_update, on_delete, deferrable: t.tgdeferrable, trigger })
+    Some(Rule {
+        want,
+        number,
+        on_insert,
+        on_update,
+        on_delete,
+        deferrable: t.tgdeferrable,
+        trigger,
+    })
 }
 
 /// Looks again for other rows with the keys of these, waiting for transactions in progress.

@@ -366,6 +366,8 @@ fn await_peers(gid: Gid) {
             );
             return;
         }
-        proc::wait(None, Some(patience_us()));
+        if !proc::wait_committed(patience_us()) {
+            return;
+        }
     }
 }

@@ -98,6 +98,24 @@ pub fn wait(interest: Option<Interest>, timeout_us: Option<u64>) -> Woken {
     Woken { latch, socket }
 }
 
+/// Waits for this process' latch or `timeout_us`; `false` if the postmaster is dead. For a
+/// transaction that is committed but not yet out of COMMIT: ending the process there would try to
+/// abort it, which PostgreSQL answers with a PANIC, and the client would take it for a failure.
+pub fn wait_committed(timeout_us: u64) -> bool {
+    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_POSTMASTER_DEATH | pg_sys::WL_TIMEOUT;
+    let timeout = c_long::try_from(timeout_us.div_ceil(1000)).unwrap_or(c_long::MAX);
+    // SAFETY: MyLatch is this process' own latch.
+    let got = unsafe {
+        let extension = pg_sys::PG_WAIT_EXTENSION;
+        pg_sys::WaitLatch(pg_sys::MyLatch, events as c_int, timeout, extension)
+    } as u32;
+    if got & pg_sys::WL_LATCH_SET != 0 {
+        // SAFETY: our own latch.
+        unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) };
+    }
+    got & pg_sys::WL_POSTMASTER_DEATH == 0
+}
+
 /// `CHECK_FOR_INTERRUPTS()`.
 pub fn check_interrupts() {
     pgrx::check_for_interrupts!();

@@ -31,9 +31,7 @@ impl Cluster {
             match effect {
                 Effect::Flush(flush) => self.nodes[me.index()].unwritten.push_back(flush),
                 Effect::Send(outgoing) => self.send(me, outgoing),
-                Effect::Decided(value) => {
-                    println!("{:>9} us  node {me} knows: {value}", self.now.0)
-                }
+                Effect::Decided(v) => println!("{:>9} us  node {me} knows: {v}", self.now.0),
             }
         }
     }

@@ -1,12 +1,21 @@
 //! What this node knows of the cluster.
 
-use crate::guc;
 use crate::pg::{proc, shmem, xact};
+use crate::{guc, machine};
 use core::sync::atomic::Ordering;
-use mtm_core::{NodeId, NodeSet};
+use mtm_core::{GenNum, Gid, NodeId, NodeSet};
+use mtm_generations::{NodeStatus, Reason};
 
 /// Application name of sessions that are not supervised.
 pub const ADMIN: &str = "mtm_admin";
+
+/// The generation of users' own two-phase transactions, which are not the machine's.
+pub const USERS: GenNum = GenNum(1 << 63);
+
+/// Whether this is a user's own two-phase transaction.
+pub const fn is_users(gid: &Gid) -> bool {
+    gid.generation.0 == USERS.0
+}
 
 /// Whether what this session writes is replicated.
 pub fn replicates() -> bool {
@@ -17,77 +26,105 @@ pub fn replicates() -> bool {
         && xact::application_name() != ADMIN
 }
 
-/// Whether messages flow both ways between this node and `peer`, and it takes transactions.
-pub fn is_connected(peer: NodeId) -> bool {
+/// Time without a sign of life after which a peer counts as disconnected, in microseconds.
+pub fn recv_timeout_us() -> u64 {
+    u64::from(guc::HEARTBEAT_RECV_TIMEOUT.get().unsigned_abs()) * 1000
+}
+
+/// Until when a peer counts as heard if nothing more comes; `None` if it is not heard.
+///
+/// Heard is who said something lately, over whichever connection, and whose changes we receive:
+/// who cannot be received from would keep every commit waiting. When both connections are closed,
+/// nothing is waited for.
+pub fn heard_until(peer: NodeId) -> Option<mtm_core::Instant> {
     let state = shmem::peer(peer);
-    is_linked(peer) && state.ready.load(Ordering::Acquire) != 0
+    let closed = state.link_up.load(Ordering::Acquire) == 0
+        && state.inbox_pid.load(Ordering::Acquire) == 0;
+    let heard = state.last_heard_us.load(Ordering::Acquire);
+    let streamed = if state.streaming.load(Ordering::Acquire) != 0 {
+        heard
+    } else {
+        state.last_streamed_us.load(Ordering::Acquire)
+    };
+    let until = mtm_core::Instant(heard.min(streamed)).plus_us(recv_timeout_us());
+    (!closed && heard != 0 && streamed != 0 && proc::now() <= until).then_some(until)
 }
 
 /// Whether messages flow both ways between this node and `peer`.
 pub fn is_linked(peer: NodeId) -> bool {
     let state = shmem::peer(peer);
-    let timeout_us = u64::from(guc::HEARTBEAT_RECV_TIMEOUT.get().unsigned_abs()) * 1000;
     let heard = state.last_heard_us.load(Ordering::Acquire);
     state.link_up.load(Ordering::Acquire) != 0
         && state.inbox_pid.load(Ordering::Acquire) != 0
         && heard != 0
-        && proc::now().0.saturating_sub(heard) <= timeout_us
+        && proc::now().0.saturating_sub(heard) <= recv_timeout_us()
 }
 
-/// Peers that [`is_connected`], and this node.
+/// Peers that are heard, and this node.
 pub fn connected() -> NodeSet {
     let header = shmem::header();
-    let peers = header.peers_set().iter().filter(|peer| is_connected(*peer)).collect::<NodeSet>();
+    let heard = |peer: &NodeId| heard_until(*peer).is_some();
+    let peers = header.peers_set().iter().filter(heard).collect::<NodeSet>();
     header.me().map_or(peers, |me| peers.with(me))
 }
 
-/// State of this node in words of the manual.
+/// A node's status, why, and whether it is about to change by itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Status {
-    /// All members are connected; writes are possible.
-    Online,
-    /// Some members are not connected; writes are not possible.
-    Isolated,
-    /// Not ready: what was unfinished before the start is not known yet, or no cluster.
-    Disabled,
+pub struct State {
+    /// State of this node in words of the manual.
+    pub status: NodeStatus,
+    /// Why.
+    pub reason: Reason,
+    /// ONLINE in its generation: it announces and answers.
+    pub serves: bool,
+    /// Members of the current generation that are in no clique with this node.
+    pub missing: NodeSet,
+    /// The node moves between two generations, or waits for one: that takes a moment.
+    pub moving: bool,
 }
 
-impl Status {
-    /// The manual's word.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Online => "online",
-            Self::Isolated => "isolated",
-            Self::Disabled => "disabled",
+/// State of this node; `None` while there is no cluster or its unfinished work is not known.
+pub fn state() -> Option<State> {
+    machine::look(|node| {
+        let membership = node.membership();
+        let (status, reason) = membership.status();
+        let current = membership.current().generation;
+        let clique = membership.clique();
+        let majority =
+            clique.contains(membership.node()) && current.configured.has_majority(clique);
+        let member = current.members.contains(membership.node());
+        State {
+            status,
+            reason,
+            serves: node.serves(),
+            missing: current.members.difference(clique),
+            moving: majority && member && !membership.is_fenced(),
         }
-    }
+    })
 }
 
-/// State of this node.
-pub fn status() -> Status {
-    let header = shmem::header();
-    if header.me().is_none() || header.recovered.load(Ordering::Acquire) == 0 {
-        Status::Disabled
-    } else if header.configured_nodes().is_subset(connected()) {
-        Status::Online
-    } else {
-        Status::Isolated
-    }
+/// State of this node in words of the manual.
+pub fn status() -> NodeStatus {
+    state().map_or(NodeStatus::Disabled, |state| state.status)
 }
 
 /// Why the node is in this state and what would change it.
 pub fn status_reason() -> String {
-    let header = shmem::header();
-    match status() {
-        Status::Online => String::new(),
-        Status::Disabled if header.me().is_none() => {
+    match state() {
+        None if shmem::header().me().is_none() => {
             "no cluster is configured; run mtm.init_cluster() on one node".to_owned()
         }
-        Status::Disabled => "transactions from before the start are being collected".to_owned(),
-        Status::Isolated => {
-            let missing = header.configured_nodes().difference(connected());
-            let each = missing.iter().map(why_not_connected).collect::<Vec<_>>();
-            each.join("; ")
+        None => "transactions from before the start are being collected".to_owned(),
+        Some(state) if state.reason == Reason::Healthy => String::new(),
+        Some(state) => {
+            let header = shmem::header();
+            let absent = header.configured_nodes().difference(connected());
+            let mut text = state.reason.to_string();
+            for why in absent.iter().map(why_not_connected) {
+                text.push_str("; ");
+                text.push_str(&why);
+            }
+            text
         }
     }
 }
@@ -103,6 +140,46 @@ fn why_not_connected(peer: NodeId) -> String {
     } else if !is_linked(peer) {
         format!("nothing heard from node {peer} for {silent_ms} ms")
     } else {
-        format!("node {peer} does not receive this node's changes yet")
+        format!("changes of node {peer} are not received")
     }
+}
+
+/// How often to look again while waiting for a moment's change, in microseconds.
+const LOOK_US: u64 = 20_000;
+
+/// How long a session waits for a new generation, in microseconds: until silent members are
+/// noticed and left out.
+pub fn patience_us() -> u64 {
+    recv_timeout_us() + 1_500_000
+}
+
+/// Waits while the node moves between generations. `Err` with the state when it does not serve.
+///
+/// # Errors
+/// With the node's state: it is not ONLINE and will not be in a moment.
+pub fn await_online() -> Result<State, Option<State>> {
+    let start = proc::now();
+    let mut waited = false;
+    let result = loop {
+        let Some(state) = state() else { break Err(None) };
+        if state.serves && state.missing.is_empty() {
+            break Ok(state);
+        }
+        if !state.moving || proc::now().since(start) > patience_us() {
+            break Err(Some(state));
+        }
+        if !waited {
+            waited = true;
+            shmem::node(|node| node.mine().waits = true);
+        }
+        proc::wait(None, Some(LOOK_US));
+        if proc::interrupted() {
+            shmem::node(|node| node.mine().waits = false);
+            proc::check_interrupts();
+        }
+    };
+    if waited {
+        shmem::node(|node| node.mine().waits = false);
+    }
+    result
 }

@@ -1,18 +1,49 @@
 //! Sending messages to peers through shared memory.
 
+use crate::pg::bgworker::Caught;
 use crate::pg::{proc, shmem};
+use core::cell::RefCell;
 use core::sync::atomic::Ordering;
-use mtm_core::{NodeId, NodeSet};
-use mtm_node::message::Message;
+use mtm_core::{Gid, NodeId, NodeSet};
+use mtm_node::PeerMessage;
+use mtm_node::message::{Message, Refusal};
+use mtm_node::wire::Wire;
 
-/// Hands a message to the sender. It travels at most once: while the link is down, or its ring is
-/// full, it is dropped, and whoever waits for an answer asks again.
+thread_local! {
+    /// Why this process refuses a transaction: travels with the vote "no".
+    static WHY: RefCell<Option<(Gid, Caught)>> = const { RefCell::new(None) };
+}
+
+/// What the next vote "no" of this process about this transaction says.
+pub fn give_reason(gid: Gid, caught: Caught) {
+    WHY.set(Some((gid, caught)));
+}
+
+/// Hands a message of users' two-phase transactions to the sender.
 pub fn send(to: NodeId, message: &Message<'_>) {
     send_all(NodeSet::only(to), message);
 }
 
-/// Hands a message for each of `nodes` to the sender.
+/// The same for each of `nodes`.
 pub fn send_all(nodes: NodeSet, message: &Message<'_>) {
+    send_wire(nodes, &Wire::User(*message));
+}
+
+/// Hands a message of the machine to the sender.
+pub fn send_peer(nodes: NodeSet, message: &PeerMessage) {
+    if let PeerMessage::Refused(gid) = message
+        && let Some((_, why)) = WHY.take().filter(|(refused, _)| refused == gid)
+    {
+        let (message, detail) = (why.message.as_str(), why.detail.as_str());
+        let refusal = Refusal { sqlstate: why.sqlstate, message, detail };
+        return send_wire(nodes, &Wire::Refused(*gid, refusal));
+    }
+    send_wire(nodes, &Wire::Peer(*message));
+}
+
+/// Hands a message to the sender. It travels at most once: while the link is down, or its ring is
+/// full, it is dropped, and whoever waits for an answer asks again.
+pub fn send_wire(nodes: NodeSet, message: &Wire<'_>) {
     if nodes.is_empty() {
         return;
     }

@@ -1,27 +1,34 @@
 //! The commit of a transaction that began on this node: announce, wait for the decision, obey.
 //!
-//! The rules are [`mtm_paxos::commit::Coordinator`]'s; this module tells it what happens and does
-//! what it says.
+//! The rules are [`mtm_node::Node`]'s; this module tells it what happens and does what it says.
+//! Users' own two-phase transactions are in [`super::twophase`].
 
-use crate::pg::shmem::{self, RefusalCopy};
+use crate::pg::shmem::{self, Backend, RefusalCopy};
 use crate::pg::{message, proc, walwake, xact};
-use crate::{cluster, dmq, guc};
+use crate::{cluster, guc, machine};
 use core::cell::Cell;
-use core::sync::atomic::Ordering;
-use mtm_core::{Gid, Lsn, NodeId, NodeSet};
+use mtm_core::{Gid, Lsn, NodeSet, Xid};
+use mtm_generations::NodeStatus;
 use mtm_logrep::announcement::{self, Announcement};
-use mtm_node::message::Message;
-use mtm_paxos::commit::{Coordinator, CoordinatorState, CoordinatorStep, Decree};
+use mtm_node::{Effect, Input, Outcome, Rejection, Role};
+use mtm_paxos::commit::CoordinatorState;
 use pgrx::{PgSqlErrorCode, ereport};
 
 thread_local! {
-    /// The transaction that this process has announced and whose commit is decided.
+    /// The transaction that this process has announced, until it ends.
+    static ANNOUNCED: Cell<Option<Gid>> = const { Cell::new(None) };
+    /// It is in the barrier: stamped, and not written to the log yet.
+    static IN_BARRIER: Cell<bool> = const { Cell::new(false) };
+    /// Its commit is decided.
     static DECIDED: Cell<Option<Gid>> = const { Cell::new(None) };
     /// The committed transaction whose peers are still to be waited for.
     static AWAITED: Cell<Option<Gid>> = const { Cell::new(None) };
-    /// Whether this process' slot is in use.
-    static REGISTERED: Cell<bool> = const { Cell::new(false) };
 }
+
+/// How long to wait for the end of an abort round, and for others' decision of what was given up.
+const SETTLE_US: u64 = 3_000_000;
+/// How often to look at the members while waiting for votes.
+const LOOK_US: u64 = 500_000;
 
 /// Why a transaction is aborted.
 enum Cause {
@@ -34,24 +41,15 @@ enum Cause {
 /// XACT_EVENT_PRE_COMMIT: returns when commit is decided or nothing needs deciding.
 pub fn pre_commit() {
     announce_used_sequences();
-    let Some(gid) = gid_to_announce() else { return };
-    let announced = decide(gid);
+    let Some(xid) = xid_to_announce() else { return };
+    let (gid, announced) = decide(xid);
     DECIDED.set(Some(gid));
     xact::mark_commit_record(announced);
     walwake::suppress();
 }
 
-/// XACT_EVENT_PRE_PREPARE of a user's PREPARE TRANSACTION: returns when all members have prepared
-/// it. COMMIT PREPARED and ROLLBACK PREPARED decide its outcome later.
-pub fn pre_prepare() {
-    announce_used_sequences();
-    let Some(gid) = gid_to_announce() else { return };
-    xact::check_preparable();
-    decide(gid);
-}
-
 /// With `monotonic_sequences`, peers must know which values this transaction took.
-fn announce_used_sequences() {
+pub(super) fn announce_used_sequences() {
     let wanted = guc::MONOTONIC_SEQUENCES.get() && cluster::replicates();
     if wanted && crate::pg::sequences::announce_used() {
         xact::mark_replicable();
@@ -62,70 +60,55 @@ fn announce_used_sequences() {
 pub fn committed() {
     walwake::restore();
     let Some(gid) = DECIDED.take() else { return };
-    tell_committed(gid);
+    machine::feed(Input::CommitDurable(gid));
+    if guc::WAIT_PEER_COMMITS.get() {
+        AWAITED.set(Some(gid));
+    }
 }
 
 /// XACT_EVENT_ABORT and XACT_EVENT_PREPARE.
 pub fn ended() {
     walwake::restore();
-    DECIDED.set(None);
+    super::twophase::ended();
     AWAITED.set(None);
-    if REGISTERED.replace(false) {
-        shmem::coordinators(|c| c.free_mine());
+    if let Some(gid) = DECIDED.take() {
+        // The others may have been told by nobody but this process, which did not: after the
+        // restart this node refuses it, and so do all.
+        ereport!(
+            PANIC,
+            PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+            format!("transaction {gid} could not be committed here after commit was decided"),
+            "This server restarts and recovers from the other nodes."
+        );
     }
+    let Some(gid) = ANNOUNCED.take() else { return };
+    if IN_BARRIER.replace(false) {
+        machine::feed(Input::AnnouncementFailed(gid));
+    } else {
+        machine::feed(Input::Cancel(gid));
+    }
+    free_mine();
 }
 
 /// After the transaction's locks are released: waits for the members' commits if so set.
 pub fn locks_released() {
+    super::twophase::locks_released();
     if let Some(gid) = AWAITED.take() {
         await_peers(gid);
     }
-    if REGISTERED.replace(false) {
-        shmem::coordinators(|c| c.free_mine());
+    if ANNOUNCED.take().is_some() {
+        free_mine();
     }
 }
 
-/// A user's COMMIT PREPARED is durable here: tells the members and waits for them if so set.
-pub fn user_prepared_committed(gid: Gid) {
-    let members = shmem::header().configured_nodes();
-    register(gid, members);
-    shmem::coordinators(|c| {
-        if let Some(coordinator) = &mut c.mine().coordinator {
-            for member in members {
-                coordinator.vote(member, true);
-            }
-        }
-    });
-    tell_committed(gid);
-    locks_released();
+fn free_mine() {
+    shmem::node(|state| *state.mine() = Backend::FREE);
 }
 
-/// A user's ROLLBACK PREPARED is durable here.
-pub fn user_prepared_rolled_back(gid: Gid) {
-    dmq::send_all(shmem::header().peers_set(), &Message::Decided(gid, Decree::Abort));
-}
-
-fn tell_committed(gid: Gid) {
-    let step = shmem::coordinators(|c| {
-        let coordinator = c.mine().coordinator.as_mut();
-        coordinator.map_or(CoordinatorStep::Nothing, Coordinator::commit_durable)
-    });
-    if let CoordinatorStep::TellCommit(members) = step {
-        dmq::send_all(members, &Message::Decided(gid, Decree::Commit));
-        if guc::WAIT_PEER_COMMITS.get() {
-            AWAITED.set(Some(gid));
-        }
-    }
-}
-
-/// The name of the running transaction, if members must agree to it.
-fn gid_to_announce() -> Option<Gid> {
+/// The number of the running transaction, if members must agree to it.
+pub(super) fn xid_to_announce() -> Option<Xid> {
     let xid = xact::full_xid()?;
-    if !cluster::replicates() || !wrote_something_replicated() {
-        return None;
-    }
-    let header = shmem::header();
-    Some(Gid { origin: header.me()?, xid, generation: header.current_generation() })
+    (cluster::replicates() && wrote_something_replicated()).then_some(xid)
 }
 
 fn wrote_something_replicated() -> bool {
@@ -135,189 +118,172 @@ fn wrote_something_replicated() -> bool {
             .any(|relation| xact::is_logged_table(relation) && !crate::hook::is_local(relation))
 }
 
-/// Announces the transaction and waits for the outcome; returns the announcement's end if it is
-/// commit and raises an ERROR otherwise.
-fn decide(gid: Gid) -> Lsn {
-    let members = shmem::header().configured_nodes();
-    refuse_unless_connected(members);
+/// Announces the transaction and waits for the outcome; returns its name and the announcement's
+/// end if that is commit and raises an ERROR otherwise.
+fn decide(xid: Xid) -> (Gid, Lsn) {
     xact::check_serializable();
     crate::pg::ddl::note_unchecked();
     let children = xact::committed_children();
-    register(gid, members);
-    let announced = announce(&gid, &children);
-    let step = step_mine(Coordinator::announced);
-    debug_assert!(matches!(step, CoordinatorStep::Nothing | CoordinatorStep::Commit));
-    await_outcome(gid, announced)
+    let gid = stamp(xid);
+    ANNOUNCED.set(Some(gid));
+    IN_BARRIER.set(true);
+    let announced = write_announcement(&gid, &children);
+    machine::feed(Input::AnnouncementWritten(gid));
+    IN_BARRIER.set(false);
+    message::flush(announced);
+    machine::feed(Input::AnnouncementDurable(gid));
+    await_outcome(gid);
+    (gid, announced)
 }
 
-fn refuse_unless_connected(members: NodeSet) {
-    let missing = members.difference(cluster::connected());
-    if missing.is_empty() && shmem::header().recovered.load(Ordering::Acquire) != 0 {
-        return;
-    }
-    let status = cluster::status().as_str();
-    ereport!(
-        ERROR,
-        PgSqlErrorCode::ERRCODE_CANNOT_CONNECT_NOW,
-        format!("[multimaster] node is not online: current status \"{status}\""),
-        format!("The transaction was rolled back: {}.", cluster::status_reason())
-    );
-}
-
-fn register(gid: Gid, members: NodeSet) {
-    REGISTERED.set(true);
-    shmem::coordinators(|c| {
-        c.free_mine();
-        let slot = c.mine();
-        slot.coordinator = Some(Coordinator::new(gid, members));
-        for member in members {
-            slot.epochs[member.index()] = shmem::peer(member).epoch.load(Ordering::Acquire);
-        }
-    });
-}
-
-/// Writes the announcement and makes it durable: this node's own vote.
-fn announce(gid: &Gid, children: &[u32]) -> Lsn {
-    let mut content = Vec::with_capacity(32 + 4 * children.len());
-    Announcement::encode(gid, children.iter().copied(), &mut content);
-    // The marker belongs to the transaction and gives it a base snapshot in every decoder.
-    message::log(c"mtm-marker", &[], true);
-    let end = message::log(c"mtm", &content, false);
-    debug_assert_eq!(announcement::PREFIX, "mtm");
-    message::flush(end);
-    end
-}
-
-fn step_mine(step: impl FnOnce(&mut Coordinator) -> CoordinatorStep) -> CoordinatorStep {
-    shmem::coordinators(|c| c.mine().coordinator.as_mut().map_or(CoordinatorStep::Nothing, step))
-}
-
-/// What the wait looks at, copied out under the lock.
-struct View {
-    state: CoordinatorState,
-    missing: NodeSet,
-    refusal: Option<RefusalCopy>,
-    lost_to: Option<Gid>,
-    epochs: [u32; mtm_core::MAX_NODES as usize],
-}
-
-fn view_mine() -> Option<View> {
-    shmem::coordinators(|c| {
-        let slot = c.mine();
-        slot.coordinator.map(|coordinator| View {
-            state: coordinator.state(),
-            missing: coordinator.missing(),
-            refusal: slot.refusal,
-            lost_to: slot.lost_to,
-            epochs: slot.epochs,
-        })
-    })
-}
-
-impl View {
-    /// Members without which nothing more will happen: their messages may be lost.
-    fn lost_peers(&self) -> NodeSet {
-        let me = shmem::header().me();
-        let lost = |node: &NodeId| {
-            let epoch = shmem::peer(*node).epoch.load(Ordering::Acquire);
-            epoch != self.epochs[node.index()] || !cluster::is_linked(*node)
-        };
-        self.missing.iter().filter(|node| Some(*node) != me).filter(lost).collect()
-    }
-}
-
-/// How long to wait until heartbeats must be looked at again.
-fn patience_us() -> u64 {
-    u64::from(guc::HEARTBEAT_RECV_TIMEOUT.get().unsigned_abs()) * 1000 / 4 + 1000
-}
-
-fn await_outcome(gid: Gid, announced: Lsn) -> Lsn {
-    let mut cause = None;
+/// Enters the barrier of the node's generation.
+fn stamp(xid: Xid) -> Gid {
     loop {
-        let view = view_mine().expect("registered until the transaction ends");
-        match view.state {
-            CoordinatorState::CommitDecided => return announced,
-            CoordinatorState::Aborted => break,
-            CoordinatorState::Voting => {
-                if let Some(found) = cause_to_abort(&view) {
-                    cause = Some(found);
-                    start_abort(gid);
-                    continue;
-                }
-            }
-            CoordinatorState::AbortPending | CoordinatorState::Aborting => {
-                if !view.lost_peers().is_empty() {
-                    give_up(gid, cause, view.lost_peers());
-                }
-            }
-            CoordinatorState::Committed | CoordinatorState::GivenUp => break,
-        }
-        proc::wait(None, Some(patience_us()));
+        refuse_unless_online();
+        match machine::announce(xid) {
+            Some(Effect::WriteAnnouncement(gid)) => return gid,
+            Some(Effect::Rejected(_, Rejection::TableFull)) => ereport!(
+                ERROR,
+                PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                "too many transactions of the cluster are unfinished or not forgotten yet",
+                "A transaction that has been open for very long on any node keeps what came after \
+                 it from being forgotten."
+            ),
+            // The generation changes just now.
+            _ => proc::wait(None, Some(5_000)),
+        };
+        proc::check_interrupts();
     }
-    raise(gid, cause);
 }
 
-fn cause_to_abort(view: &View) -> Option<Cause> {
-    if let Some(refusal) = view.refusal {
+pub(super) fn refuse_unless_online() {
+    if let Err(state) = cluster::await_online() {
+        let status = state.map_or(NodeStatus::Disabled, |state| state.status);
+        ereport!(
+            ERROR,
+            PgSqlErrorCode::ERRCODE_CANNOT_CONNECT_NOW,
+            format!("[multimaster] node is not online: current status \"{status}\""),
+            format!("The transaction was rolled back: {}.", cluster::status_reason())
+        );
+    }
+}
+
+/// Inserts the marker and the announcement, which becomes this node's own vote once it is durable.
+pub(super) fn write_announcement(gid: &Gid, children: &[u32]) -> Lsn {
+    let mut content = Vec::with_capacity(32 + 4 * children.len());
+    // The marker belongs to the transaction: it gives it a base snapshot in every decoder, and
+    // tells its name wherever it is replayed.
+    write_marker(gid);
+    Announcement::encode(gid, children.iter().copied(), &mut content);
+    debug_assert_eq!(announcement::PREFIX, "mtm");
+    message::log(c"mtm", &content, false)
+}
+
+/// Writes the name of the running transaction into it.
+pub fn write_marker(gid: &Gid) {
+    let mut content = Vec::with_capacity(20);
+    gid.encode(&mut mtm_core::wire::Writer::new(&mut content));
+    message::log(c"mtm-marker", &content, true);
+}
+
+fn mine() -> Backend {
+    shmem::node(|state| *state.mine())
+}
+
+fn own_state(gid: Gid) -> Option<CoordinatorState> {
+    machine::look(|node| match node.transaction(&gid).map(|entry| entry.role) {
+        Some(Role::Own(own)) => Some(own.state()),
+        _ => None,
+    })
+    .flatten()
+}
+
+/// Waits for the decision: returns if it is commit.
+fn await_outcome(gid: Gid) {
+    let mut cause = None;
+    let mut asked_us = None;
+    let mut lost_since = None;
+    loop {
+        let place = mine();
+        if place.commit {
+            return;
+        }
+        match (place.outcome, place.gave_up) {
+            (Some(Outcome::Committed), _) => return,
+            (Some(Outcome::Aborted), _) => raise(gid, cause.or_else(|| cause_here(&place))),
+            (None, true) => await_settlement(gid, cause),
+            (None, false) => {}
+        }
+        let now = proc::now().0;
+        if asked_us.is_none()
+            && let Some(found) = cause_here(&place).or_else(|| lost_peers(&mut lost_since))
+        {
+            cause = Some(found);
+            asked_us = Some(now);
+            machine::feed(Input::Cancel(gid));
+            continue;
+        }
+        if asked_us.is_some_and(|at| now > at + SETTLE_US) && abort_is_accepted(gid) {
+            raise_unknown(gid, cause);
+        }
+        proc::wait(None, Some(LOOK_US));
+    }
+}
+
+fn abort_is_accepted(gid: Gid) -> bool {
+    matches!(own_state(gid), Some(CoordinatorState::Aborting) | None)
+}
+
+fn cause_here(place: &Backend) -> Option<Cause> {
+    if let Some(refusal) = place.refusal {
         return Some(Cause::Refused(refusal));
     }
-    if let Some(winner) = view.lost_to {
+    if let Some(winner) = place.lost_to {
         return Some(Cause::LostConflict(winner));
     }
-    if proc::interrupted() {
-        return Some(Cause::Interrupted);
-    }
-    let lost = view.lost_peers();
-    (!lost.is_empty()).then_some(Cause::LostPeers(lost))
+    proc::interrupted().then_some(Cause::Interrupted)
 }
 
-/// The abort round: no vote counts any more; abort is accepted durably here, then everywhere.
-fn start_abort(gid: Gid) {
-    if step_mine(Coordinator::start_abort) != CoordinatorStep::PersistAbort {
-        return;
+/// Members that have been out of reach for so long that a new generation should be there: it is
+/// not, so this node is on the wrong side.
+fn lost_peers(since: &mut Option<u64>) -> Option<Cause> {
+    let missing = cluster::state().map_or(NodeSet::EMPTY, |state| state.missing);
+    let now = proc::now().0;
+    if missing.is_empty() {
+        *since = None;
+        return None;
     }
-    log_abort_accepted(&gid);
-    match step_mine(Coordinator::abort_durable) {
-        CoordinatorStep::AskAbort(members) => dmq::send_all(members, &Message::AskAbort(gid)),
-        CoordinatorStep::TellAbort(members) => {
-            dmq::send_all(members, &Message::Decided(gid, Decree::Abort));
+    let start = *since.get_or_insert(now);
+    (now - start > SETTLE_US / 2).then_some(Cause::LostPeers(missing))
+}
+
+/// The transaction was left to others by a change of generation. Its rows stay locked here for a
+/// moment, so that the client can be told what became of it.
+fn await_settlement(gid: Gid, cause: Option<Cause>) -> ! {
+    let end = proc::now().0 + SETTLE_US;
+    loop {
+        match mine().outcome {
+            Some(Outcome::Aborted) => {
+                // What made it fail is the change, unless there was a reason before.
+                raise(gid, cause.or(Some(Cause::LostPeers(NodeSet::EMPTY))))
+            }
+            Some(Outcome::Committed) => break,
+            None => {}
         }
-        _ => {}
-    }
-}
-
-/// Writes a durable acceptance of abort.
-pub fn log_abort_accepted(gid: &Gid) {
-    let mut content = Vec::with_capacity(Gid::PREFIX.len() + 20);
-    gid.encode(&mut mtm_core::wire::Writer::new(&mut content));
-    message::flush(message::log(c"mtm-abort", &content, false));
-}
-
-/// Members that cannot be reached keep the transaction prepared until they have asked. As long as
-/// nobody but its origin may decide, its durable acceptance of abort is the outcome.
-fn give_up(gid: Gid, cause: Option<Cause>, lost: NodeSet) -> ! {
-    shmem::coordinators(|c| {
-        if let Some(coordinator) = &mut c.mine().coordinator {
-            coordinator.give_up();
+        let serves = cluster::state().is_some_and(|s| s.serves || s.moving);
+        if proc::now().0 >= end || !serves || proc::interrupted() {
+            break;
         }
-    });
-    raise(gid, Some(cause.unwrap_or(Cause::LostPeers(lost))))
+        proc::wait(None, Some(20_000));
+    }
+    raise_unknown(gid, cause)
 }
 
 fn raise(gid: Gid, cause: Option<Cause>) -> ! {
     match cause {
         Some(Cause::Refused(refusal)) => raise_refusal(gid, &refusal),
         Some(Cause::LostConflict(winner)) => raise_conflict(gid, winner),
-        Some(Cause::LostPeers(lost)) => {
-            ereport!(
-                ERROR,
-                PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
-                format!("could not commit: connection to node {} was lost", first(lost)),
-                format!(
-                    "Transaction {gid} was rolled back because not every node could confirm it."
-                )
-            );
-        }
+        Some(Cause::LostPeers(lost)) => raise_lost(gid, lost),
         Some(Cause::Interrupted) | None => proc::check_interrupts(),
     }
     ereport!(
@@ -328,7 +294,37 @@ fn raise(gid: Gid, cause: Option<Cause>) -> ! {
     );
 }
 
-fn first(nodes: NodeSet) -> String {
+fn raise_lost(gid: Gid, lost: NodeSet) -> ! {
+    let what = if lost.is_empty() {
+        "the members of the cluster changed".to_owned()
+    } else {
+        format!("connection to node {} was lost", list(lost))
+    };
+    ereport!(
+        ERROR,
+        PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+        format!("could not commit: {what}"),
+        format!("Transaction {gid} was rolled back because not every node could confirm it.")
+    );
+}
+
+/// The client cannot be told: others decide, now or later.
+fn raise_unknown(gid: Gid, cause: Option<Cause>) -> ! {
+    let why = match cause {
+        Some(Cause::LostPeers(lost)) if !lost.is_empty() => {
+            format!("Connection to node {} was lost.", list(lost))
+        }
+        _ => "This node was left out of the cluster while it waited.".to_owned(),
+    };
+    ereport!(
+        ERROR,
+        PgSqlErrorCode::ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN,
+        format!("the outcome of transaction {gid} is not known"),
+        format!("{why} The remaining nodes decide whether it is committed.")
+    );
+}
+
+fn list(nodes: NodeSet) -> String {
     nodes.iter().map(|node| node.to_string()).collect::<Vec<_>>().join(", ")
 }
 
@@ -341,7 +337,7 @@ fn raise_conflict(gid: Gid, winner: Gid) -> ! {
     );
 }
 
-fn raise_refusal(gid: Gid, refusal: &RefusalCopy) -> ! {
+pub(super) fn raise_refusal(gid: Gid, refusal: &RefusalCopy) -> ! {
     let state = core::str::from_utf8(&refusal.sqlstate).unwrap_or("XX000");
     let (message, detail) = (refusal.message.as_str(), refusal.detail.as_str());
     let space = if detail.is_empty() { "" } else { " " };
@@ -352,12 +348,24 @@ fn raise_refusal(gid: Gid, refusal: &RefusalCopy) -> ! {
     )
 }
 
-/// Waits until every member has committed, or cannot say so any more. The transaction is
+/// Members that have not said that they committed; none once they are no members any more.
+fn missing(gid: Gid) -> NodeSet {
+    machine::look(|node| {
+        let members = node.membership().current().generation.members;
+        match node.transaction(&gid).map(|entry| entry.role) {
+            Some(Role::Own(own)) => own.missing().intersection(members),
+            _ => NodeSet::EMPTY,
+        }
+    })
+    .unwrap_or_default()
+}
+
+/// Waits until every member has committed, or is no member any more. The transaction is
 /// committed: nothing here may fail.
 fn await_peers(gid: Gid) {
+    let mut lost_since = None;
     loop {
-        let Some(view) = view_mine() else { return };
-        if view.missing.is_empty() || view.missing == view.lost_peers() {
+        if missing(gid).is_empty() || lost_peers(&mut lost_since).is_some() {
             return;
         }
         if proc::interrupted() {
@@ -366,7 +374,7 @@ fn await_peers(gid: Gid) {
             );
             return;
         }
-        if !proc::wait_committed(patience_us()) {
+        if !proc::wait_committed(LOOK_US) {
             return;
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod commit;
 pub mod ddl;
+pub mod twophase;
 
 /// Installs the hooks. Only in `_PG_init` under `shared_preload_libraries`.
 pub fn init() {}

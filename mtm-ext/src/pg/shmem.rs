@@ -3,8 +3,9 @@
 //! | lock           | guards                                             | held for |
 //! |----------------|----------------------------------------------------|----------|
 //! | `CONFIG`       | `Header::conninfo`                                 | copies   |
-//! | `COORDINATORS` | the slots of transactions of this node             | one step |
-//! | `PARTICIPANTS` | the table of transactions of other nodes           | one step |
+//! | `NODE`         | the `Node` machine and what its driver notes       | one step |
+//! | `COORDINATORS` | this node's two-phase transactions of users        | one step |
+//! | `PARTICIPANTS` | other nodes' two-phase transactions of users       | one step |
 //! | `WORKERS`      | the slots of apply workers                         | one step |
 //! | `RING + i`     | the producing side of the ring to node `i + 1`     | one push |
 //!
@@ -13,10 +14,12 @@
 
 use super::proc::{self, NO_PROC, ProcNo};
 use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use mtm_core::{GenNum, Gid, Lsn, MAX_NODES, NodeId, NodeSet};
+use mtm_core::{GenNum, Gid, Lsn, MAX_NODES, NodeId, NodeSet, Token};
 use mtm_dmq::ring::Ring;
+use mtm_generations as generations;
 use mtm_node::message::MAX_TEXT;
 use mtm_node::table::{Slot, Table};
+use mtm_node::{Core, Entry, Node, Outcome};
 use mtm_paxos::commit::{Coordinator, Participant};
 use pgrx::pg_sys;
 
@@ -30,7 +33,8 @@ const CONFIG: usize = 0;
 const COORDINATORS: usize = 1;
 const PARTICIPANTS: usize = 2;
 const WORKERS: usize = 3;
-const RING: usize = 4;
+const NODE: usize = 4;
+const RING: usize = 5;
 const LOCKS: usize = RING + NODES;
 
 /// Text of bounded length.
@@ -104,6 +108,126 @@ pub struct Part {
     pub lost_to: Option<Gid>,
 }
 
+/// What the driver keeps for a process whose transaction is announced; one per process.
+#[derive(Clone, Copy)]
+pub struct Backend {
+    /// The transaction, from its announcement to its end.
+    pub gid: Option<Gid>,
+    /// It may, and must, be committed: write the commit record.
+    pub commit: bool,
+    /// What the client is to be told.
+    pub outcome: Option<Outcome>,
+    /// Its outcome is decided by others.
+    pub gave_up: bool,
+    /// The first refusal that came.
+    pub refusal: Option<RefusalCopy>,
+    /// Set when it lost a conflict here: against this transaction.
+    pub lost_to: Option<Gid>,
+    /// Wants to be woken when the node's state changes.
+    pub waits: bool,
+}
+
+impl Backend {
+    /// Nothing announced.
+    pub const FREE: Self = Self {
+        gid: None,
+        commit: false,
+        outcome: None,
+        gave_up: false,
+        refusal: None,
+        lost_to: None,
+        waits: false,
+    };
+}
+
+/// What the driver keeps for another node's transaction that a process here has.
+#[derive(Clone, Copy)]
+pub struct Note {
+    /// The process that has it, an apply worker in most cases.
+    pub worker: ProcNo,
+    /// Whether that process carries the decision out: nobody else may.
+    pub taken: bool,
+    /// Set when it lost a conflict here: against this transaction of this node.
+    pub lost_to: Option<Gid>,
+}
+
+/// Messages of generations that wait for a process or for the disk.
+const MAX_DEFERRED: usize = 64;
+
+/// What a step left to `mtm-campaigner`.
+#[derive(Clone, Copy)]
+pub struct Deferred {
+    /// The newest record that is not durable.
+    pub persist: Option<(Token, generations::Record)>,
+    /// Messages, each with what must be durable before.
+    pub messages: [Option<(NodeSet, generations::Message, Option<Token>)>; MAX_DEFERRED],
+    /// The node became ONLINE, or must recover: receivers and waiting processes look again.
+    pub recovery: Option<(GenNum, NodeSet)>,
+    /// The referee is to be asked.
+    pub ask_referee: Option<GenNum>,
+    /// The referee is to be cleaned.
+    pub clean_referee: Option<GenNum>,
+}
+
+impl Deferred {
+    const NONE: Self = Self {
+        persist: None,
+        messages: [None; MAX_DEFERRED],
+        recovery: None,
+        ask_referee: None,
+        clean_referee: None,
+    };
+
+    /// Keeps a message for the campaigner. One that finds no place is lost like any other:
+    /// whoever waits for it asks again.
+    pub fn push(&mut self, to: NodeSet, message: generations::Message, after: Option<Token>) {
+        if let Some(place) = self.messages.iter_mut().find(|place| place.is_none()) {
+            *place = Some((to, message, after));
+        }
+    }
+}
+
+/// The machine and what its driver notes, under their lock.
+pub struct NodeState {
+    core: &'static mut Option<Core>,
+    slots: &'static mut [Slot<Entry>],
+    /// By process.
+    pub backends: &'static mut [Backend],
+    /// By transaction.
+    pub notes: Table<'static, Note>,
+    /// For the campaigner.
+    pub deferred: &'static mut Deferred,
+}
+
+impl NodeState {
+    /// The machine; `None` until the campaigner has read the durable state.
+    pub fn node(&mut self) -> Option<Node<'_>> {
+        self.core.as_mut().map(|core| Node::new(core, self.slots))
+    }
+
+    /// Gives the machine its first state.
+    pub fn begin(&mut self, core: Core) {
+        self.slots.fill(Slot::FREE);
+        *self.core = Some(core);
+    }
+
+    /// Takes the machine away: the node has left its cluster.
+    pub fn end(&mut self) {
+        *self.core = None;
+    }
+
+    /// The process that announced this transaction.
+    pub fn backend_of(&mut self, gid: &Gid) -> Option<(ProcNo, &mut Backend)> {
+        let at = self.backends.iter().position(|b| b.gid == Some(*gid))?;
+        Some((at as ProcNo, &mut self.backends[at]))
+    }
+
+    /// This process' place.
+    pub fn mine(&mut self) -> &mut Backend {
+        &mut self.backends[proc::my_procno() as usize]
+    }
+}
+
 /// An apply worker.
 #[derive(Clone, Copy)]
 pub struct WorkerSlot {
@@ -152,10 +276,12 @@ pub struct Peer {
     pub inbox_pid: AtomicI32,
     /// Whether our link to it is up.
     pub link_up: AtomicU32,
-    /// Whether it said that it takes transactions.
-    pub ready: AtomicU32,
-    /// Nodes it said it is connected with.
-    pub connected: AtomicU64,
+    /// When our receiver of its stream was last found streaming; monotonic us.
+    pub last_streamed_us: AtomicU64,
+    /// End of its flushed log as it said last.
+    pub log_end: AtomicU64,
+    /// 1 while our receiver reads every origin's commits from it.
+    pub replaying: AtomicU32,
     /// Our receiver of its stream.
     pub receiver_pid: AtomicI32,
     /// The same receiver's process slot.
@@ -186,10 +312,14 @@ pub struct Header {
     pub nodes: AtomicU64,
     /// Name of the cluster, drawn at random when it was made.
     pub cluster_id: AtomicU64,
-    /// Current generation.
-    pub generation: AtomicU64,
-    /// 1 once unfinished work from before the start is known.
-    pub recovered: AtomicU32,
+    /// 1 once the machine has its state: unfinished work from before the start is known.
+    pub started: AtomicU32,
+    /// Node whose log is replayed here, 0 if none: see `replay_generation`.
+    pub replay_from: AtomicU32,
+    /// The generation for which it is.
+    pub replay_generation: AtomicU64,
+    /// The process that replays it.
+    pub replayer: AtomicI32,
     /// When walsenders were last woken for records that our streams skip; monotonic us.
     pub streams_woken_us: AtomicU64,
     /// Processes that others wake.
@@ -198,6 +328,8 @@ pub struct Header {
     pub sender: AtomicI32,
     /// See `monitor`.
     pub resolver: AtomicI32,
+    /// See `monitor`.
+    pub campaigner: AtomicI32,
     /// Peers by `NodeId::index`.
     pub peers: [Peer; NODES],
     conninfo: [Text<MAX_CONNINFO>; NODES],
@@ -209,6 +341,12 @@ struct Shared {
     n_coordinators: usize,
     participants: *mut Slot<Part>,
     n_participants: usize,
+    core: *mut Option<Core>,
+    deferred: *mut Deferred,
+    backends: *mut Backend,
+    entries: *mut Slot<Entry>,
+    notes: *mut Slot<Note>,
+    n_notes: usize,
     workers: *mut WorkerSlot,
     n_workers: usize,
     rings: *const AtomicU64,
@@ -236,6 +374,9 @@ pub fn peer(node: NodeId) -> &'static Peer {
     &header().peers[node.index()]
 }
 
+/// Unfinished transactions of the cluster, and finished ones that are not forgotten yet.
+const ENTRIES: usize = 65_536;
+
 fn sizes() -> (usize, usize, usize) {
     // SAFETY: plain variables, final when shared memory is requested (15: MaxBackends is set).
     let (backends, prepared, workers) = unsafe {
@@ -245,7 +386,7 @@ fn sizes() -> (usize, usize, usize) {
             pg_sys::max_worker_processes as usize,
         )
     };
-    let participants = 4 * (prepared + 64) + 16_384;
+    let participants = 4 * (prepared + 64);
     (backends, participants, workers)
 }
 
@@ -257,11 +398,20 @@ fn ring_words() -> usize {
     Ring::words_for(RING_BYTES)
 }
 
+const fn notes_for(participants: usize) -> usize {
+    2 * participants + 1024
+}
+
 fn total() -> usize {
     let (backends, participants, workers) = sizes();
     align(size_of::<Header>())
         + align(backends * size_of::<CoordSlot>())
         + align(participants * size_of::<Slot<Part>>())
+        + align(size_of::<Option<Core>>())
+        + align(size_of::<Deferred>())
+        + align(backends * size_of::<Backend>())
+        + align(ENTRIES * size_of::<Slot<Entry>>())
+        + align(notes_for(participants) * size_of::<Slot<Note>>())
         + align(workers * size_of::<WorkerSlot>())
         + align(NODES * ring_words() * 8)
 }
@@ -308,7 +458,13 @@ extern "C-unwind" fn startup() {
         let header = start.cast::<Header>();
         let coordinators = start.add(align(size_of::<Header>()));
         let participants = coordinators.add(align(n_coordinators * size_of::<CoordSlot>()));
-        let workers = participants.add(align(n_participants * size_of::<Slot<Part>>()));
+        let core = participants.add(align(n_participants * size_of::<Slot<Part>>()));
+        let deferred = core.add(align(size_of::<Option<Core>>()));
+        let backends = deferred.add(align(size_of::<Deferred>()));
+        let entries = backends.add(align(n_coordinators * size_of::<Backend>()));
+        let notes = entries.add(align(ENTRIES * size_of::<Slot<Entry>>()));
+        let n_notes = notes_for(n_participants);
+        let workers = notes.add(align(n_notes * size_of::<Slot<Note>>()));
         let rings = workers.add(align(n_workers * size_of::<WorkerSlot>()));
         let shared = Shared {
             header,
@@ -316,6 +472,12 @@ extern "C-unwind" fn startup() {
             n_coordinators,
             participants: participants.cast(),
             n_participants,
+            core: core.cast(),
+            deferred: deferred.cast(),
+            backends: backends.cast(),
+            entries: entries.cast(),
+            notes: notes.cast(),
+            n_notes,
             workers: workers.cast(),
             n_workers,
             rings: rings.cast::<AtomicU64>().cast_const(),
@@ -338,7 +500,14 @@ unsafe fn format_memory(shared: &Shared) {
     unsafe {
         core::ptr::write_bytes(shared.header.cast::<u8>(), 0, total());
         let header = &mut *shared.header;
-        for atomic in [&header.monitor, &header.sender, &header.resolver] {
+        let procs = [
+            &header.monitor,
+            &header.sender,
+            &header.resolver,
+            &header.campaigner,
+            &header.replayer,
+        ];
+        for atomic in procs {
             atomic.store(NO_PROC, Ordering::Relaxed);
         }
         for peer in &header.peers {
@@ -349,6 +518,17 @@ unsafe fn format_memory(shared: &Shared) {
         }
         for i in 0..shared.n_participants {
             shared.participants.add(i).write(Slot::FREE);
+        }
+        shared.core.write(None);
+        shared.deferred.write(Deferred::NONE);
+        for i in 0..shared.n_coordinators {
+            shared.backends.add(i).write(Backend::FREE);
+        }
+        for i in 0..ENTRIES {
+            shared.entries.add(i).write(Slot::FREE);
+        }
+        for i in 0..shared.n_notes {
+            shared.notes.add(i).write(Slot::FREE);
         }
         for i in 0..shared.n_workers {
             shared.workers.add(i).write(FREE_WORKER);
@@ -434,6 +614,23 @@ pub fn participants<R>(body: impl FnOnce(&mut Table<'_, Part>) -> R) -> R {
     })
 }
 
+/// Runs `body` with the machine and what its driver notes.
+pub fn node<R>(body: impl FnOnce(&mut NodeState) -> R) -> R {
+    locked(NODE, true, |shared| {
+        // SAFETY: the lock is held exclusively and covers all of it.
+        let mut state = unsafe {
+            NodeState {
+                core: &mut *shared.core,
+                slots: core::slice::from_raw_parts_mut(shared.entries, ENTRIES),
+                backends: core::slice::from_raw_parts_mut(shared.backends, shared.n_coordinators),
+                notes: Table::new(core::slice::from_raw_parts_mut(shared.notes, shared.n_notes)),
+                deferred: &mut *shared.deferred,
+            }
+        };
+        body(&mut state)
+    })
+}
+
 /// Runs `body` with the slots of apply workers.
 pub fn workers<R>(body: impl FnOnce(&mut [WorkerSlot]) -> R) -> R {
     locked(WORKERS, true, |shared| {
@@ -483,11 +680,6 @@ impl Header {
     /// Configured nodes.
     pub fn configured_nodes(&self) -> NodeSet {
         NodeSet::from_bits(self.nodes.load(Ordering::Acquire)).unwrap_or_default()
-    }
-
-    /// Current generation.
-    pub fn current_generation(&self) -> GenNum {
-        GenNum(self.generation.load(Ordering::Acquire))
     }
 
     /// Configured nodes other than this one.

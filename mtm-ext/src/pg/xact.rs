@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use mtm_core::{Lsn, Xid};
 use pgrx::pg_sys;
 
-use crate::hook::commit;
+use crate::hook::{commit, twophase};
 
 // Processes of PostgreSQL have one thread; thread-locals are process state without unsafe.
 thread_local! {
@@ -33,7 +33,7 @@ pub fn init() {
 extern "C-unwind" fn xact_event(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
     match event {
         pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT => commit::pre_commit(),
-        pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => commit::pre_prepare(),
+        pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => twophase::pre_prepare(),
         pg_sys::XactEvent::XACT_EVENT_COMMIT => {
             unmark_commit_record();
             commit::committed();

@@ -2,8 +2,8 @@
 //! what is decided.
 
 use super::spill::{self, Part, Rows};
-use super::{inbox, resolver};
-use crate::dmq;
+use super::{finish, users};
+use crate::{cluster, dmq, machine};
 use crate::pg::bgworker::{self, Caught};
 use crate::pg::rows::Applier;
 use crate::pg::shmem::{self, WorkerSlot};
@@ -11,8 +11,7 @@ use crate::pg::{pipe, proc, segment, twophase, walwake, xact};
 use core::panic::AssertUnwindSafe;
 use core::sync::atomic::Ordering;
 use mtm_core::{Gid, NodeId};
-use mtm_node::message::{Message, Refusal};
-use mtm_paxos::commit::{ParticipantState, ParticipantStep};
+use mtm_node::{Effect, Input};
 
 thread_local! {
     static SLOT: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
@@ -80,31 +79,16 @@ fn serve(slot: usize) {
 
 /// At the worker's end: its slot and its transaction are free for others.
 fn release() {
-    let me = proc::my_procno();
-    let orphans: Vec<(Gid, Option<ParticipantStep>)> = shmem::participants(|table| {
-        let mine: Vec<Gid> =
-            table.iter().filter(|(_, part)| part.worker == me).map(|(gid, _)| *gid).collect();
-        mine.into_iter()
-            .map(|gid| {
-                let step = table.get_mut(&gid).map(|part| {
-                    part.worker = proc::NO_PROC;
-                    part.taken = false;
-                    part.participant.failed()
-                });
-                (gid, step)
-            })
-            .collect()
-    });
-    for (gid, step) in orphans {
-        if step == Some(ParticipantStep::VoteNo) {
-            let caught = Caught {
-                sqlstate: *b"40001",
-                message: "an apply worker ended".to_owned(),
-                detail: String::new(),
-            };
-            vote_no(&gid, &caught);
-        }
+    let ended = || Caught {
+        sqlstate: *b"40001",
+        message: "an apply worker ended".to_owned(),
+        detail: String::new(),
+    };
+    for gid in finish::release() {
+        dmq::give_reason(gid, ended());
+        machine::feed(Input::ApplyFailed(gid));
     }
+    users::release_worker(&ended());
     let slot = SLOT.get();
     let receiver = shmem::workers(|workers| {
         core::mem::replace(&mut workers[slot], shmem::free_worker()).receiver
@@ -192,11 +176,15 @@ fn leave_to_worker(_ddl: &[u8]) {
     bgworker::raise("55P03", "left to an apply worker", "");
 }
 
+/// From here on this process has the transaction.
 fn take_note(gid: &Gid) {
     let me = proc::my_procno();
-    shmem::participants(|table| {
-        if let Some(part) = table.get_mut(gid) {
-            part.worker = me;
+    if cluster::is_users(gid) {
+        return users::take_note(gid, me);
+    }
+    shmem::node(|state| {
+        if let Ok(note) = state.notes.entry(*gid, || finish::free(me)) {
+            note.worker = me;
         }
     });
 }
@@ -241,6 +229,9 @@ fn apply(
     mut ddl: impl FnMut(&[u8]),
 ) -> bool {
     twophase::begin();
+    // The marker, too, is no change of this node, and yet no filter may hide it.
+    xact::mark_origin(mtm_core::Lsn(0));
+    crate::hook::commit::write_marker(gid);
     xact::mark_rows_of(origin);
     applier.begin();
     let mut schema_changed = false;
@@ -274,9 +265,7 @@ fn apply(
         );
     }
     applier.finish();
-    let may = shmem::participants(|table| {
-        table.get_mut(gid).is_some_and(|part| part.participant.try_prepare())
-    });
+    let may = may_prepare(gid);
     if may {
         xact::mark_origin(mtm_core::Lsn(0));
         if !schema_changed {
@@ -287,70 +276,53 @@ fn apply(
     may
 }
 
-fn step(gid: &Gid, input: impl FnOnce(&mut shmem::Part) -> ParticipantStep) -> ParticipantStep {
-    shmem::participants(|table| table.get_mut(gid).map_or(ParticipantStep::Nothing, input))
+/// Whether the transaction may still be prepared.
+fn may_prepare(gid: &Gid) -> bool {
+    if cluster::is_users(gid) {
+        return users::may_prepare(gid);
+    }
+    machine::feed(Input::TryPrepare(*gid)).contains(&Effect::WritePrepare(*gid))
 }
 
 /// Votes; from here on `worker` has the transaction.
 fn prepared(gid: &Gid, worker: proc::ProcNo) {
-    let now = proc::now().0;
-    let next = step(gid, |part| {
-        part.asked_us = now;
-        part.worker = worker;
-        part.participant.prepared()
-    });
-    match next {
-        ParticipantStep::VoteYes => dmq::send(gid.origin, &Message::Prepared(*gid)),
-        ParticipantStep::PersistAbort => inbox::accept_abort(gid.origin, gid),
-        _ => {}
+    if cluster::is_users(gid) {
+        return users::prepared(gid, worker);
     }
+    machine::feed_after(Input::PrepareDurable(*gid), |state| {
+        if let Some(note) = state.notes.get_mut(gid) {
+            note.worker = worker;
+        }
+    });
 }
 
 /// Waits for the outcome of the prepared transaction and carries it out.
 fn await_decision(gid: &Gid) {
-    let me = proc::my_procno();
-    loop {
-        let state = shmem::participants(|table| {
-            // Whoever heard the decision may have taken the transaction.
-            let part = table.get_mut(gid).filter(|part| part.worker == me)?;
-            let state = part.participant.state();
-            part.taken =
-                matches!(state, ParticipantState::Committing | ParticipantState::RollingBack);
-            Some(state)
-        });
-        match state {
-            Some(ParticipantState::Committing) => return resolver::finish(gid, true),
-            Some(ParticipantState::RollingBack) => return resolver::finish(gid, false),
-            Some(
-                ParticipantState::Prepared
-                | ParticipantState::AbortPending(_)
-                | ParticipantState::AbortAccepted(true),
-            ) => {}
-            _ => return,
-        }
+    let done = if cluster::is_users(gid) { users::my_own } else { finish::my_own };
+    while !done(gid) {
         proc::wait(None, None);
         bgworker::handle_signals();
     }
 }
 
 fn failed(gid: &Gid, caught: &Caught) {
-    let next = step(gid, |part| {
-        part.worker = proc::NO_PROC;
-        part.participant.failed()
-    });
-    match next {
-        ParticipantStep::VoteNo if caught.sqlstate == CANCELED => vote_no(gid, &lost_conflict(gid)),
-        ParticipantStep::VoteNo => vote_no(gid, caught),
-        ParticipantStep::PersistAbort => inbox::accept_abort(gid.origin, gid),
-        _ => {}
+    let lost = caught.sqlstate == CANCELED;
+    let caught = if lost { lost_conflict(gid) } else { caught.clone() };
+    if cluster::is_users(gid) {
+        return users::failed(gid, &caught);
     }
+    dmq::give_reason(*gid, caught);
+    machine::feed_after(Input::ApplyFailed(*gid), |state| {
+        state.notes.remove(gid);
+    });
 }
 
 /// `query_canceled`: nobody cancels an apply worker but who found that it lost a conflict.
 const CANCELED: [u8; 5] = *b"57014";
 
 fn lost_conflict(gid: &Gid) -> Caught {
-    let winner = shmem::participants(|table| table.get_mut(gid).and_then(|part| part.lost_to));
+    let winner = shmem::node(|state| state.notes.get_mut(gid).and_then(|note| note.lost_to))
+        .or_else(|| users::lost_to(gid));
     let detail = winner.map_or_else(String::new, |winner| {
         format!("Transaction {gid} lost against transaction {winner} of node {}.", winner.origin)
     });
@@ -362,16 +334,14 @@ fn lost_conflict(gid: &Gid) -> Caught {
     }
 }
 
+/// It was not, and will not be, prepared: nobody has it any more.
 fn let_go(gid: &Gid) {
-    step(gid, |part| {
-        part.worker = proc::NO_PROC;
-        ParticipantStep::Nothing
+    if cluster::is_users(gid) {
+        return users::take_note(gid, proc::NO_PROC);
+    }
+    shmem::node(|state| {
+        if let Some(note) = state.notes.get_mut(gid) {
+            note.worker = proc::NO_PROC;
+        }
     });
-}
-
-/// Tells the origin why its transaction cannot be prepared here.
-pub fn vote_no(gid: &Gid, caught: &Caught) {
-    let refusal =
-        Refusal { sqlstate: caught.sqlstate, message: &caught.message, detail: &caught.detail };
-    dmq::send(gid.origin, &Message::Refused(*gid, refusal));
 }

@@ -5,11 +5,12 @@
 //! have voted yes here; and the same holds the other way round at the other's origin. Both origins
 //! apply the same rule to the same two names, so that exactly one of the two survives.
 
-use crate::guc;
+use crate::{guc, machine};
 use crate::pg::lockwait;
 use crate::pg::proc;
 use crate::pg::shmem;
 use mtm_core::{Gid, Instant};
+use mtm_node::{Input, Verdict, judge};
 
 /// How long after the previous look to look again, by the age of the youngest work.
 pub const fn next_look_us(age_us: u64) -> u64 {
@@ -31,7 +32,11 @@ pub fn look(busy: impl Iterator<Item = (Gid, Instant)>) {
         if now.since(since) < YOUNG_US {
             continue;
         }
-        let worker = shmem::participants(|table| table.get_mut(&gid).map(|part| part.worker));
+        let worker = if crate::cluster::is_users(&gid) {
+            shmem::participants(|table| table.get_mut(&gid).map(|part| part.worker))
+        } else {
+            shmem::node(|state| state.notes.get_mut(&gid).map(|note| note.worker))
+        };
         let Some(worker) = worker.filter(|procno| *procno != proc::NO_PROC) else { continue };
         if lockwait::is_waiting(worker) {
             settle(&gid, worker);
@@ -39,47 +44,68 @@ pub fn look(busy: impl Iterator<Item = (Gid, Instant)>) {
     }
 }
 
+/// The announced transaction of this process, if it has one.
+fn announced(blocker: proc::ProcNo) -> Option<Gid> {
+    let at = usize::try_from(blocker).ok()?;
+    shmem::node(|state| state.backends.get(at).and_then(|backend| backend.gid)).or_else(|| {
+        shmem::coordinators(|c| c.of(blocker)?.coordinator.map(|machine| machine.gid()))
+    })
+}
+
 /// Decides between a waiting transaction and the announced ones it waits for.
 fn settle(theirs: &Gid, worker: proc::ProcNo) {
     for blocker in lockwait::blockers(worker) {
-        let ours = shmem::coordinators(|c| {
-            c.of(blocker).and_then(|slot| slot.coordinator.map(|machine| machine.gid()))
-        });
-        let Some(ours) = ours else { continue };
-        let theirs_wins = wins(theirs, &ours);
+        let Some(ours) = announced(blocker) else { continue };
+        let theirs_wins = judge(*theirs, ours) == Verdict::AbortHolder;
         let none_wins = guc::DEADLOCK_PREVENTION.get() == guc::Prevention::Simple;
         if theirs_wins || none_wins {
-            let lost = shmem::coordinators(|c| {
-                let Some((procno, slot)) = c.find(&ours) else { return false };
-                slot.lost_to.get_or_insert(*theirs);
-                procno == blocker
-            });
-            if lost {
-                proc::wake(blocker);
-            }
+            abort_ours(blocker, ours, *theirs, theirs_wins);
         }
         if !theirs_wins {
             // Its own origin finds the same, and its abort round cancels the worker; refusing at
             // once saves that round trip.
-            shmem::participants(|table| {
-                if let Some(part) = table.get_mut(theirs) {
-                    part.lost_to = Some(ours);
-                }
-            });
+            refuse_theirs(theirs, ours);
             proc::cancel(worker);
         }
         return;
     }
 }
 
-/// Whether `a` survives against `b`: the older generation, then a mixed number that favours no
-/// node for long.
-fn wins(a: &Gid, b: &Gid) -> bool {
-    let key = |gid: &Gid| {
-        let mixed = (gid.xid.0 ^ u64::from(gid.origin.get()) << 48)
-            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
-            .rotate_left(29);
-        (gid.generation, mixed, gid.origin, gid.xid)
+fn refuse_theirs(theirs: &Gid, ours: Gid) {
+    if crate::cluster::is_users(theirs) {
+        return shmem::participants(|table| {
+            if let Some(part) = table.get_mut(theirs) {
+                part.lost_to = Some(ours);
+            }
+        });
+    }
+    shmem::node(|state| {
+        if let Some(note) = state.notes.get_mut(theirs) {
+            note.lost_to = Some(ours);
+        }
+    });
+}
+
+fn abort_ours(blocker: proc::ProcNo, ours: Gid, theirs: Gid, judged: bool) {
+    if crate::cluster::is_users(&ours) {
+        let lost = shmem::coordinators(|c| {
+            let Some((procno, slot)) = c.find(&ours) else { return false };
+            slot.lost_to.get_or_insert(theirs);
+            procno == blocker
+        });
+        if lost {
+            proc::wake(blocker);
+        }
+        return;
+    }
+    let input = if judged {
+        Input::Conflict { waiter: theirs, holder: ours }
+    } else {
+        Input::Cancel(ours)
     };
-    key(a) < key(b)
+    machine::feed_after(input, |state| {
+        if let Some((_, backend)) = state.backend_of(&ours) {
+            backend.lost_to.get_or_insert(theirs);
+        }
+    });
 }

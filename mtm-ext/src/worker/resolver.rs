@@ -1,17 +1,18 @@
-//! mtm-resolver: finishes prepared transactions that no apply worker has, and asks for outcomes
-//! that were not heard of.
+//! mtm-resolver: ends prepared transactions that no apply worker has, makes way for what recovery
+//! replays, and asks for outcomes of users' two-phase transactions.
 
-use crate::dmq;
+use super::{finish, users};
+use crate::machine;
 use crate::pg::shmem::{self, Part};
-use crate::pg::{bgworker, pipe, proc, sqlrun, twophase, xact};
+use crate::pg::{bgworker, lockwait, pipe, proc, sqlrun, twophase, xact};
 use core::sync::atomic::Ordering;
 use mtm_core::{Gid, Lsn};
-use mtm_node::message::Message;
-use mtm_paxos::commit::{Participant, ParticipantState, ParticipantStep};
+use mtm_node::{Effect, Input};
+use mtm_paxos::commit::Participant;
 use pgrx::spi::Spi;
 
-/// An outcome that has not been heard of for so long is asked for.
-const ASK_US: u64 = 300_000;
+/// How often to look whether recovery waits for a lock, while there is recovery.
+const LOOK_US: u64 = 10_000;
 
 /// Runs until the server stops.
 pub fn run() {
@@ -19,41 +20,36 @@ pub fn run() {
     bgworker::connect_to_database(header.database.load(Ordering::Relaxed));
     xact::set_applying();
     header.resolver.store(proc::my_procno(), Ordering::Release);
-    if header.recovered.load(Ordering::Acquire) == 0 {
-        collect_prepared();
-        header.recovered.store(1, Ordering::Release);
-        proc::wake(header.monitor.load(Ordering::Acquire));
-    }
-    pipe::with_exit_hook(serve, release);
+    collect_users();
+    pipe::with_exit_hook(serve, || {
+        finish::release();
+        users::release();
+    });
 }
 
 fn serve() {
+    let header = shmem::header();
     loop {
         bgworker::handle_signals();
-        finish_orphans();
-        let undecided = ask();
-        proc::wait(None, Some(if undecided { ASK_US } else { 4 * ASK_US }));
+        finish::orphans();
+        users::finish_orphans();
+        let undecided = users::ask();
+        make_way();
+        let replays = header.replayer.load(Ordering::Acquire) != proc::NO_PROC;
+        let patience = match (replays, undecided) {
+            (true, _) => LOOK_US,
+            (false, true) => users::ASK_US,
+            (false, false) => 4 * users::ASK_US,
+        };
+        proc::wait(None, Some(patience));
     }
 }
 
-/// Takes note of transactions of other nodes that were prepared before the server started.
-fn collect_prepared() {
-    let gids: Vec<String> = sqlrun::in_transaction(|| {
-        Spi::connect(|client| {
-            let rows = client
-                .select(
-                    "SELECT gid FROM pg_catalog.pg_prepared_xacts \
-                     WHERE database = pg_catalog.current_database()",
-                    None,
-                    &[],
-                )
-                .expect("a plain query");
-            rows.filter_map(|row| row.get::<String>(1).ok().flatten()).collect()
-        })
-    });
+/// Takes note of users' transactions of other nodes that were prepared before the server started.
+fn collect_users() {
     let me = shmem::header().me();
-    let foreign = |gid: &Gid| Some(gid.origin) != me;
-    for gid in gids.iter().filter_map(|text| text.parse::<Gid>().ok()).filter(foreign) {
+    let theirs = |gid: &Gid| Some(gid.origin) != me && crate::cluster::is_users(gid);
+    for gid in prepared_gids("").into_iter().filter(theirs) {
         shmem::participants(|table| {
             let fresh = || Part {
                 participant: Participant::found_prepared(),
@@ -70,100 +66,61 @@ fn collect_prepared() {
     }
 }
 
-/// Finishes decided transactions that no worker has.
-fn finish_orphans() {
-    let decided: Vec<Gid> = shmem::participants(|table| {
-        let ours = |(_, part): &(&Gid, &Part)| orphans_decision(part).is_some();
-        table.iter().filter(ours).map(|(gid, _)| *gid).collect()
-    });
-    let me = proc::my_procno();
-    for gid in decided {
-        // Somebody else may have taken it, and even finished it, meanwhile.
-        let commit = shmem::participants(|table| {
-            let part = table.get_mut(&gid)?;
-            let commit = orphans_decision(part)?;
-            part.worker = me;
-            part.taken = true;
-            Some(commit)
-        });
-        if let Some(commit) = commit {
-            finish(&gid, commit);
-        }
-    }
-}
-
-/// Whether to commit what is decided and nobody carries out; `None` for all else.
-fn orphans_decision(part: &Part) -> Option<bool> {
-    match part.participant.state() {
-        _ if part.worker != proc::NO_PROC || part.taken => None,
-        ParticipantState::Committing => Some(true),
-        ParticipantState::RollingBack => Some(false),
-        _ => None,
-    }
-}
-
-/// At the resolver's end: what it has not finished is for the next one.
-fn release() {
-    let me = proc::my_procno();
-    shmem::participants(|table| {
-        let mine: Vec<Gid> =
-            table.iter().filter(|(_, part)| part.worker == me).map(|(gid, _)| *gid).collect();
-        for gid in mine {
-            if let Some(part) = table.get_mut(&gid) {
-                part.worker = proc::NO_PROC;
-                part.taken = false;
-            }
-        }
-    });
-}
-
-/// COMMIT PREPARED or ROLLBACK PREPARED, and what follows from it.
-pub fn finish(gid: &Gid, commit: bool) {
-    xact::mark_origin(Lsn(0));
-    twophase::finish(&gid.to_string(), commit);
-    xact::unmark_commit_record();
-    let step = shmem::participants(|table| {
-        table.get_mut(gid).map(|part| {
-            part.worker = proc::NO_PROC;
-            part.taken = false;
-            part.participant.finished()
+/// Names of prepared transactions of this database.
+fn prepared_gids(of_waiter: &str) -> Vec<Gid> {
+    let texts: Vec<String> = sqlrun::in_transaction(|| {
+        Spi::connect(|client| {
+            let rows = if of_waiter.is_empty() {
+                client.select(PREPARED, None, &[])
+            } else {
+                client.select(IN_THE_WAY, None, &[of_waiter.into()])
+            };
+            let rows = rows.expect("a plain query");
+            rows.filter_map(|row| row.get::<String>(1).ok().flatten()).collect()
         })
     });
-    if step == Some(ParticipantStep::TellCommitted) {
-        dmq::send(gid.origin, &Message::Committed(*gid));
+    texts.iter().filter_map(|text| text.parse().ok()).collect()
+}
+
+const PREPARED: &str = "SELECT gid FROM pg_catalog.pg_prepared_xacts \
+     WHERE database = pg_catalog.current_database()";
+
+/// Prepared transactions that hold what the process with this pid waits for.
+const IN_THE_WAY: &str = "SELECT DISTINCT p.gid FROM pg_catalog.pg_locks w \
+     JOIN pg_catalog.pg_locks h ON h.granted AND h.pid IS NULL AND h.locktype = w.locktype \
+     AND ROW(h.database, h.relation, h.page, h.tuple, h.transactionid, h.classid, h.objid, \
+             h.objsubid) \
+     IS NOT DISTINCT FROM ROW(w.database, w.relation, w.page, w.tuple, w.transactionid, \
+             w.classid, w.objid, w.objsubid) \
+     JOIN pg_catalog.pg_prepared_xacts p ON h.virtualtransaction = '-1/' || p.transaction \
+     WHERE NOT w.granted AND w.pid = $1::text::int4";
+
+/// What recovery replays is committed: whatever is undecided or local and stands in its way goes.
+fn make_way() {
+    let replayer = shmem::header().replayer.load(Ordering::Acquire);
+    if replayer == proc::NO_PROC || !lockwait::is_waiting(replayer) {
+        return;
+    }
+    let pid = proc::pid_of(replayer);
+    for gid in prepared_gids(&pid.to_string()) {
+        for effect in machine::feed(Input::Drop(gid)) {
+            if let Effect::DropPrepared(gid) = effect {
+                drop_prepared(&gid);
+            }
+        }
+    }
+    for blocker in lockwait::blockers(replayer) {
+        // Sessions of users cannot write now; what they still hold would be refused anyway.
+        proc::cancel(blocker);
     }
 }
 
-/// Asks origins for outcomes; `true` if something is undecided.
-fn ask() -> bool {
-    let now = proc::now().0;
-    let mut undecided = false;
-    let overdue: Vec<Gid> = shmem::participants(|table| {
-        let gids: Vec<Gid> = table
-            .iter()
-            .filter(|(_, part)| {
-                let waits = !part.participant.is_finished()
-                    && !matches!(
-                        part.participant.state(),
-                        ParticipantState::Applying
-                            | ParticipantState::Preparing(_)
-                            | ParticipantState::Committing
-                            | ParticipantState::RollingBack
-                    );
-                undecided |= waits;
-                waits && now.saturating_sub(part.asked_us) >= ASK_US
-            })
-            .map(|(gid, _)| *gid)
-            .collect();
-        for gid in &gids {
-            if let Some(part) = table.get_mut(gid) {
-                part.asked_us = now;
-            }
-        }
-        gids
+/// Rolls back a prepared transaction without any outcome: this node lacks it from now on.
+pub fn drop_prepared(gid: &Gid) {
+    xact::mark_origin(Lsn(0));
+    twophase::finish(&gid.to_string(), false);
+    xact::unmark_commit_record();
+    machine::feed_after(Input::RecoveryDone(*gid), |state| {
+        state.notes.remove(gid);
     });
-    for gid in overdue {
-        dmq::send(gid.origin, &Message::Query(gid));
-    }
-    undecided
 }

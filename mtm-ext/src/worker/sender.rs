@@ -1,8 +1,7 @@
-//! mtm-dmq-sender: one connection to each peer, all outgoing messages, heartbeats.
+//! mtm-dmq-sender: one connection to each peer, all outgoing messages.
 
-use super::inbox;
+use super::{inbox, users};
 use super::wire::{Incoming, Outgoing};
-use crate::cluster;
 use crate::guc;
 use crate::pg::bgworker;
 use crate::pg::conn::{Conn, ConnError, CopyIn};
@@ -11,11 +10,12 @@ use crate::pg::shmem;
 use crate::pg::waitset::{WaitSet, Watch};
 use core::sync::atomic::Ordering;
 use mtm_core::{Instant, NodeId};
-use mtm_node::message::Message;
 use std::collections::BTreeMap;
 
 /// Pause between attempts to connect.
 const RETRY_US: u64 = 200_000;
+/// A connected link is looked at least so often.
+const IDLE_US: u64 = 1_000_000;
 /// Bytes taken from one ring before the others are looked at.
 const BATCH_BYTES: usize = 32 * 1024;
 
@@ -25,7 +25,6 @@ struct Link {
     outgoing: Outgoing,
     incoming: Incoming,
     not_before: Instant,
-    next_heartbeat: Instant,
     unsent: bool,
     complained: bool,
 }
@@ -66,7 +65,8 @@ fn down(node: NodeId, link: &mut Link) {
     let peer = shmem::peer(node);
     peer.link_up.store(0, Ordering::Release);
     peer.epoch.fetch_add(1, Ordering::AcqRel);
-    inbox::wake_waiters();
+    proc::wake(shmem::header().campaigner.load(Ordering::Acquire));
+    users::wake_waiters();
 }
 
 fn reconnect(node: NodeId, link: &mut Link) {
@@ -80,7 +80,6 @@ fn reconnect(node: NodeId, link: &mut Link) {
             link.conn = Some(conn);
             link.outgoing = Outgoing::default();
             link.incoming = Incoming::default();
-            link.next_heartbeat = Instant(0);
             link.complained = false;
             shmem::peer(node).link_up.store(1, Ordering::Release);
             pgrx::debug1!("multimaster: connected to node {node}");
@@ -121,7 +120,10 @@ fn pump(node: NodeId, link: &mut Link) -> Result<(), ConnError> {
     conn.consume()?;
     loop {
         match conn.copy_data()? {
-            CopyIn::Data(bytes) => link.incoming.feed(&bytes),
+            CopyIn::Data(bytes) => {
+                inbox::heard(node);
+                link.incoming.feed(&bytes);
+            }
             CopyIn::WouldBlock => break,
             CopyIn::End => {
                 return Err(ConnError::Connection("the peer ended the connection".to_owned()));
@@ -130,14 +132,7 @@ fn pump(node: NodeId, link: &mut Link) -> Result<(), ConnError> {
         inbox::take_all(node, &mut link.incoming)
             .map_err(|error| ConnError::Connection(format!("malformed answer: {error}")))?;
     }
-    let now = proc::now();
     let mut message = Vec::new();
-    if now >= link.next_heartbeat {
-        let interval = u64::from(guc::HEARTBEAT_SEND_TIMEOUT.get().unsigned_abs()) * 1000;
-        link.next_heartbeat = now.plus_us(interval);
-        heartbeat(node).encode(&mut message);
-        link.outgoing.push(&message);
-    }
     let ring = shmem::ring(node);
     // What the connection does not take stays in the ring, which is bounded.
     while !link.unsent && link.outgoing.len() < BATCH_BYTES {
@@ -152,13 +147,6 @@ fn pump(node: NodeId, link: &mut Link) -> Result<(), ConnError> {
     Ok(())
 }
 
-fn heartbeat(to: NodeId) -> Message<'static> {
-    let peer = shmem::peer(to);
-    let recovered = shmem::header().recovered.load(Ordering::Acquire) != 0;
-    let ready = recovered && peer.streaming.load(Ordering::Acquire) != 0;
-    Message::Heartbeat { connected: cluster::connected(), ready }
-}
-
 /// Waits for work: messages to be sent, answers, the next heartbeat.
 fn wait(set: &mut WaitSet, links: &BTreeMap<NodeId, Link>) {
     let ready = |(node, link): (&NodeId, &Link)| {
@@ -169,7 +157,7 @@ fn wait(set: &mut WaitSet, links: &BTreeMap<NodeId, Link>) {
     }
     let now = proc::now();
     let due = |link: &Link| match &link.conn {
-        Some(_) => link.next_heartbeat.since(now),
+        Some(_) => IDLE_US,
         None => link.not_before.since(now),
     };
     let timeout = links.values().map(due).min().unwrap_or(RETRY_US).max(1000);

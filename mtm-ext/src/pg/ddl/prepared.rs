@@ -2,7 +2,7 @@
 //! hold the transaction prepared under its name in the cluster.
 
 use super::parse::tag;
-use crate::hook::commit;
+use crate::hook::twophase;
 use crate::pg::{shmem, sqlrun};
 use mtm_core::{Gid, Xid};
 use mtm_paxos::commit::Decree;
@@ -50,8 +50,8 @@ pub(super) unsafe fn before(pstmt: *mut pg_sys::PlannedStmt) -> Option<(Gid, Dec
 /// Tells the peers once the statement is durable here.
 pub(super) fn after((gid, decree): (Gid, Decree)) {
     match decree {
-        Decree::Commit => commit::user_prepared_committed(gid),
-        Decree::Abort => commit::user_prepared_rolled_back(gid),
+        Decree::Commit => twophase::user_prepared_committed(gid),
+        Decree::Abort => twophase::user_prepared_rolled_back(gid),
     }
 }
 
@@ -74,7 +74,7 @@ fn gid_of(text: &str) -> Option<Gid> {
     Some(Gid {
         origin: header.me()?,
         xid: widen(u32::try_from(xid?).ok()?),
-        generation: header.current_generation(),
+        generation: crate::cluster::USERS,
     })
 }
 

@@ -1,0 +1,291 @@
+//! The driver of [`Node`](mtm_node::Node): steps it in shared memory and carries out what it asks
+//! for, or hands that to the process whose business it is.
+//!
+//! | effect | carried out by |
+//! |---|---|
+//! | `Send`, `WriteAbort`, `WriteParallelSafe` | whoever stepped |
+//! | `WriteCommit`, `Answer`, `GiveUp` | the transaction's backend, told through its place |
+//! | `CommitPrepared`, `RollbackPrepared` | the worker that has it, else the resolver; see [`feed_here`] |
+//! | `Discard` | the worker that has it: it is cancelled |
+//! | `Persist`, `SendGeneration`, `AskReferee`, `CleanReferee`, `StartRecovery`, `Online` | `mtm-campaigner` |
+//! | all others | whoever stepped: they answer its own input |
+
+use crate::dmq;
+use crate::pg::shmem::{self, Backend, NodeState};
+use crate::pg::{message, proc};
+use core::sync::atomic::Ordering;
+use mtm_core::{Gid, Machine, NodeSet, Outbox, Xid};
+use mtm_generations::Input as Generation;
+use mtm_logrep::journal;
+use mtm_node::{Effect, Input, Node, PeerMessage, Role};
+use std::collections::VecDeque;
+
+/// Who ends prepared transactions whose outcome a step decided.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Finisher {
+    Workers,
+    Caller,
+}
+
+/// Steps the machine. Returns the effects that are for the caller.
+pub fn feed(input: Input) -> Vec<Effect> {
+    run(input, Finisher::Workers, |_| {})
+}
+
+/// The same; `CommitPrepared` and `RollbackPrepared` are for the caller, too.
+pub fn feed_here(input: Input) -> Vec<Effect> {
+    run(input, Finisher::Caller, |_| {})
+}
+
+/// Steps the machine with an input about generations.
+pub fn generation(input: Generation) -> Vec<Effect> {
+    feed(Input::Generation(input))
+}
+
+/// Announces this process' transaction: notes it in the same step in which it is stamped.
+pub fn announce(xid: Xid) -> Option<Effect> {
+    let note = |state: &mut NodeState, effects: &[Effect]| {
+        let stamped = effects.iter().find_map(|effect| match effect {
+            Effect::WriteAnnouncement(gid) => Some(*gid),
+            _ => None,
+        });
+        if let Some(gid) = stamped {
+            *state.mine() = Backend { gid: Some(gid), ..Backend::FREE };
+        }
+    };
+    let effects = run_noting(Input::Announce(xid), Finisher::Workers, note);
+    effects.into_iter().find(|e| matches!(e, Effect::WriteAnnouncement(_) | Effect::Rejected(..)))
+}
+
+/// Steps the machine after `note`, in one locked section with it.
+pub fn feed_after(input: Input, note: impl FnOnce(&mut NodeState)) -> Vec<Effect> {
+    run(input, Finisher::Workers, note)
+}
+
+/// Looks at the machine; `None` while there is none.
+pub fn look<R>(body: impl FnOnce(&mut Node<'_>) -> R) -> Option<R> {
+    shmem::node(|state| state.node().map(|mut node| body(&mut node)))
+}
+
+fn run(input: Input, finisher: Finisher, before: impl FnOnce(&mut NodeState)) -> Vec<Effect> {
+    let mut before = Some(before);
+    drive(input, finisher, |state| before.take().into_iter().for_each(|b| b(state)), |_, _| {})
+}
+
+fn run_noting(
+    input: Input,
+    finisher: Finisher,
+    note: impl FnMut(&mut NodeState, &[Effect]),
+) -> Vec<Effect> {
+    drive(input, finisher, |_| {}, note)
+}
+
+fn drive(
+    input: Input,
+    finisher: Finisher,
+    mut before: impl FnMut(&mut NodeState),
+    mut note: impl FnMut(&mut NodeState, &[Effect]),
+) -> Vec<Effect> {
+    let mut mine = Vec::new();
+    let mut inputs = VecDeque::from([input]);
+    while let Some(input) = inputs.pop_front() {
+        let mut out = Outbox::new();
+        let mut wakes = Wakes::default();
+        let step = shmem::node(|state| {
+            before(state);
+            let now = proc::now();
+            let Some(mut node) = state.node() else { return Ok(Vec::new()) };
+            let step = node.step(now, input, &mut out);
+            let safe = |e: &Effect| matches!(e, Effect::WriteParallelSafe(_));
+            let held: Vec<(Gid, bool)> =
+                if out.as_slice().iter().any(safe) { node.held().collect() } else { Vec::new() };
+            note(state, out.as_slice());
+            route(state, input, out.as_slice(), finisher, &mut wakes);
+            step.map(|()| held)
+        });
+        wakes.wake();
+        let held = match step {
+            Ok(held) => held,
+            Err(misuse) => pgrx::ereport!(
+                PANIC,
+                pgrx::PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+                format!("multimaster's driver made a mistake: {misuse} ({input:?})")
+            ),
+        };
+        for effect in out.drain() {
+            match effect {
+                Effect::Send { to, message } => dmq::send_peer(to, &message),
+                Effect::WriteAbort(gid) => {
+                    log_abort_accepted(&gid);
+                    inputs.push_back(Input::AbortDurable(gid));
+                }
+                Effect::WriteParallelSafe(num) => {
+                    let mut content = Vec::new();
+                    journal::encode_parallel_safe(num, &held, &mut content);
+                    message::flush(message::log(c"mtm-parallel-safe", &content, false));
+                    inputs.push_back(Input::Generation(Generation::ParallelSafe(num)));
+                }
+                Effect::CommitPrepared(_) | Effect::RollbackPrepared(_)
+                    if finisher == Finisher::Workers => {}
+                Effect::Persist { .. }
+                | Effect::SendGeneration { .. }
+                | Effect::WriteCommit(_)
+                | Effect::Answer(..)
+                | Effect::GiveUp(_)
+                | Effect::Discard(_)
+                | Effect::StartRecovery { .. }
+                | Effect::Online(_)
+                | Effect::AskReferee(_)
+                | Effect::CleanReferee(_) => {}
+                other => mine.push(other),
+            }
+        }
+    }
+    mine
+}
+
+/// Processes to be woken once the lock is released.
+#[derive(Default)]
+struct Wakes {
+    procs: Vec<proc::ProcNo>,
+    campaigner: bool,
+    receivers: bool,
+}
+
+impl Wakes {
+    fn wake(&self) {
+        for procno in &self.procs {
+            proc::wake(*procno);
+        }
+        let header = shmem::header();
+        if self.campaigner {
+            proc::wake(header.campaigner.load(Ordering::Acquire));
+        }
+        if self.receivers {
+            wake_receivers();
+        }
+    }
+}
+
+/// Wakes the receivers of all peers' streams: what they may do has changed.
+pub fn wake_receivers() {
+    for node in shmem::header().peers_set() {
+        proc::wake(shmem::peer(node).receiver.load(Ordering::Acquire));
+    }
+}
+
+/// What others must know of a step, written down under the lock.
+fn route(
+    state: &mut NodeState,
+    input: Input,
+    effects: &[Effect],
+    finisher: Finisher,
+    wakes: &mut Wakes,
+) {
+    for effect in effects {
+        match effect {
+            Effect::WriteCommit(gid) => tell_backend(state, gid, wakes, |b| b.commit = true),
+            Effect::Answer(gid, outcome) => {
+                tell_backend(state, gid, wakes, |b| b.outcome = Some(*outcome));
+            }
+            Effect::GiveUp(gid) => tell_backend(state, gid, wakes, |b| b.gave_up = true),
+            Effect::CommitPrepared(gid) | Effect::RollbackPrepared(gid) => {
+                if finisher == Finisher::Workers {
+                    wakes.procs.push(worker_of(state, gid));
+                }
+            }
+            Effect::Discard(gid) => {
+                if let Some(note) = state.notes.get_mut(gid)
+                    && note.worker != proc::my_procno()
+                {
+                    // Under the lock, so that the worker cannot have gone on to other work.
+                    proc::cancel(note.worker);
+                }
+            }
+            Effect::Persist { token, record } => {
+                state.deferred.persist = Some((*token, *record));
+                wakes.campaigner = true;
+            }
+            Effect::SendGeneration { to, message, after } => {
+                state.deferred.push(*to, *message, *after);
+                wakes.campaigner = true;
+            }
+            Effect::StartRecovery { num, donors } => {
+                state.deferred.recovery = Some((*num, *donors));
+                wakes.campaigner = true;
+            }
+            Effect::Online(_) => {
+                state.deferred.recovery = None;
+                wakes.campaigner = true;
+                wakes.receivers = true;
+                wake_waiting(state, wakes);
+            }
+            Effect::AskReferee(num) => {
+                state.deferred.ask_referee = Some(*num);
+                wakes.campaigner = true;
+            }
+            Effect::CleanReferee(num) => {
+                state.deferred.clean_referee = Some(*num);
+                wakes.campaigner = true;
+            }
+            _ => {}
+        }
+    }
+    if let Input::Message { message: PeerMessage::Committed(gid), .. } = input {
+        // Whoever waits for all members' commits.
+        let members = state.node().map(|n| n.membership().current().generation.members);
+        let entry = state.node().and_then(|mut node| node.transaction(&gid));
+        let all = match (entry.map(|e| e.role), members) {
+            (Some(Role::Own(own)), Some(members)) => own.missing().intersection(members).is_empty(),
+            _ => true,
+        };
+        if all && let Some((procno, _)) = state.backend_of(&gid) {
+            wakes.procs.push(procno);
+        }
+    }
+}
+
+fn tell_backend(
+    state: &mut NodeState,
+    gid: &Gid,
+    wakes: &mut Wakes,
+    tell: impl FnOnce(&mut Backend),
+) {
+    if let Some((procno, backend)) = state.backend_of(gid) {
+        tell(backend);
+        wakes.procs.push(procno);
+    }
+}
+
+/// All processes whose transactions are announced or want to be.
+fn wake_waiting(state: &NodeState, wakes: &mut Wakes) {
+    let waits = |(i, b): (usize, &Backend)| (b.gid.is_some() || b.waits).then_some(i as i32);
+    wakes.procs.extend(state.backends.iter().enumerate().filter_map(waits));
+}
+
+/// Wakes every process that waits for something of the cluster, so that it looks again.
+pub fn wake_waiters() {
+    let mut wakes = Wakes::default();
+    shmem::node(|state| wake_waiting(state, &mut wakes));
+    wakes.wake();
+}
+
+/// Who ends this prepared transaction: the process that has it, else the resolver.
+fn worker_of(state: &mut NodeState, gid: &Gid) -> proc::ProcNo {
+    match state.notes.get_mut(gid).map(|note| note.worker) {
+        Some(worker) if worker != proc::NO_PROC => worker,
+        _ => shmem::header().resolver.load(Ordering::Acquire),
+    }
+}
+
+/// Makes an acceptance of abort durable.
+pub fn log_abort_accepted(gid: &Gid) {
+    let mut content = Vec::with_capacity(Gid::PREFIX.len() + 20);
+    gid.encode(&mut mtm_core::wire::Writer::new(&mut content));
+    message::flush(message::log(c"mtm-abort", &content, false));
+}
+
+/// Members of the current generation; none while there is no machine.
+pub fn members() -> NodeSet {
+    look(|node| node.membership().current().generation.members).unwrap_or_default()
+}

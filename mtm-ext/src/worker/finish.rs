@@ -1,0 +1,144 @@
+//! Ending prepared transactions whose outcome is decided.
+
+use crate::machine;
+use crate::pg::shmem::{self, NodeState};
+use crate::pg::{proc, twophase, xact};
+use core::sync::atomic::Ordering;
+use mtm_core::{Gid, Lsn};
+use mtm_node::{Input, Role};
+use mtm_paxos::commit::ParticipantState;
+
+/// Whether commit (true) or abort of this transaction, prepared here, is decided and not done.
+fn decision(state: &mut NodeState, gid: &Gid) -> Option<bool> {
+    match state.node()?.transaction(gid)?.role {
+        Role::Peer(peer) => match peer.state() {
+            ParticipantState::Committing => Some(true),
+            ParticipantState::RollingBack => Some(false),
+            _ => None,
+        },
+        Role::Own(_) => None,
+    }
+}
+
+/// Takes a decided transaction, unless somebody else carries it out already.
+fn take(gid: &Gid) -> Option<bool> {
+    let me = proc::my_procno();
+    shmem::node(|state| {
+        let commit = decision(state, gid)?;
+        let note = state.notes.entry(*gid, || free(me)).ok()?;
+        if note.taken {
+            return None;
+        }
+        note.taken = true;
+        note.worker = me;
+        Some(commit)
+    })
+}
+
+/// Nobody has it but this process.
+pub const fn free(worker: proc::ProcNo) -> shmem::Note {
+    shmem::Note { worker, taken: false, lost_to: None }
+}
+
+/// Ends it here, unless somebody else does; wakes the worker that waits with it.
+pub fn unless_taken(gid: &Gid, _commit: bool) {
+    let worker = shmem::node(|state| state.notes.get_mut(gid).map(|note| note.worker));
+    if let Some(commit) = take(gid) {
+        end(gid, commit);
+    }
+    if let Some(worker) = worker {
+        proc::wake(worker);
+    }
+}
+
+/// For a worker that waits with the transaction: ends it if that is decided and its business.
+/// `false` as long as there is something to wait for.
+pub fn my_own(gid: &Gid) -> bool {
+    let me = proc::my_procno();
+    let mine = shmem::node(|state| state.notes.get_mut(gid).is_some_and(|n| n.worker == me));
+    if !mine {
+        // Whoever heard the decision has taken it.
+        return true;
+    }
+    match take(gid) {
+        Some(commit) => {
+            end(gid, commit);
+            true
+        }
+        None => !waits(gid),
+    }
+}
+
+/// Whether it is prepared here and undecided.
+fn waits(gid: &Gid) -> bool {
+    machine::look(|node| match node.transaction(gid).map(|entry| entry.role) {
+        Some(Role::Peer(peer)) => {
+            peer.is_undecided() || matches!(peer.state(), ParticipantState::Preparing(_))
+        }
+        _ => false,
+    })
+    .unwrap_or(false)
+}
+
+/// Wakes who ends it: the process that has it, else the resolver.
+pub fn wake(gid: &Gid) {
+    let worker = shmem::node(|state| state.notes.get_mut(gid).map(|note| note.worker));
+    match worker {
+        Some(worker) if worker != proc::NO_PROC => proc::wake(worker),
+        _ => proc::wake(shmem::header().resolver.load(Ordering::Acquire)),
+    }
+}
+
+/// COMMIT PREPARED or ROLLBACK PREPARED, durably, and what follows from it.
+pub fn end(gid: &Gid, commit: bool) {
+    xact::mark_origin(Lsn(0));
+    twophase::finish(&gid.to_string(), commit);
+    xact::unmark_commit_record();
+    machine::feed_after(Input::Finished(*gid), |state| {
+        state.notes.remove(gid);
+    });
+}
+
+/// Ends every decided transaction that no process has. For the resolver.
+pub fn orphans() {
+    let decided: Vec<Gid> = shmem::node(|state| {
+        let Some(node) = state.node() else { return Vec::new() };
+        let ends = |role: &Role| {
+            matches!(role, Role::Peer(p) if matches!(
+                p.state(),
+                ParticipantState::Committing | ParticipantState::RollingBack
+            ))
+        };
+        let gids: Vec<Gid> =
+            node.transactions().filter(|(_, e)| ends(&e.role)).map(|(gid, _)| *gid).collect();
+        gids.into_iter()
+            .filter(|gid| {
+                let note = state.notes.get_mut(gid);
+                note.is_none_or(|note| note.worker == proc::NO_PROC && !note.taken)
+            })
+            .collect()
+    });
+    for gid in decided {
+        if let Some(commit) = take(&gid) {
+            end(&gid, commit);
+        }
+    }
+}
+
+/// At a process' end: what it has not finished is for the resolver. Returns what it was applying.
+pub fn release() -> Vec<Gid> {
+    let me = proc::my_procno();
+    let mine = shmem::node(|state| {
+        let of_me = |(_, note): &(&Gid, &shmem::Note)| note.worker == me;
+        let mine: Vec<Gid> = state.notes.iter().filter(of_me).map(|(gid, _)| *gid).collect();
+        for gid in &mine {
+            if let Some(note) = state.notes.get_mut(gid) {
+                note.worker = proc::NO_PROC;
+                note.taken = false;
+            }
+        }
+        mine
+    });
+    proc::wake(shmem::header().resolver.load(Ordering::Acquire));
+    mine
+}

@@ -10,12 +10,19 @@ use mtm_core::wire::{DecodeError, DecodeErrorKind, Reader, Writer};
 
 /// Prefix of the announcement.
 pub const PREFIX: &str = "mtm";
-/// Prefix of the transactional marker that gives the transaction a base snapshot.
+/// Prefix of the transactional marker that gives the transaction a base snapshot and its name:
+/// the content is a gid in wire form.
 pub const MARKER_PREFIX: &str = "mtm-marker";
 /// Prefix of captured DDL, transactional.
 pub const DDL_PREFIX: &str = "mtm-ddl";
 /// Prefix of a durable acceptance of abort; the content is a gid in wire form.
 pub const ABORT_PREFIX: &str = "mtm-abort";
+/// Prefix of ParallelSafe: see [`crate::journal::ParallelSafe`].
+pub const PARALLEL_SAFE_PREFIX: &str = "mtm-parallel-safe";
+/// Prefix of what a node has finished and forgotten: see [`crate::journal::Forgotten`].
+pub const SYNCPOINT_PREFIX: &str = "mtm-syncpoint";
+/// Prefix of what recovery installed: see [`crate::journal::Installed`].
+pub const INSTALLED_PREFIX: &str = "mtm-installed";
 
 const VERSION: u8 = 1;
 

@@ -6,6 +6,7 @@ pub mod announcement;
 pub mod assembly;
 pub mod ddl;
 pub mod early;
+pub mod journal;
 pub mod plan;
 pub mod progress;
 pub mod relation_cache;

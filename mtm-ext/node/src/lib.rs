@@ -16,7 +16,7 @@ pub mod table;
 #[doc = include_str!("../README.md")]
 mod readme {}
 
-pub use conflict::{Verdict, judge};
+pub use conflict::{Verdict, judge, wins};
 pub use entry::{Entry, Role};
 pub use node::{Below, Bug, Core, Effect, Found, Input, Misuse, Node, Outcome, Rejection};
 pub use peer_message::PeerMessage;

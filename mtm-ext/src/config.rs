@@ -86,7 +86,6 @@ impl Config {
         header.database.store(self.database, Ordering::Relaxed);
         header.nodes.store(nodes.bits(), Ordering::Relaxed);
         header.cluster_id.store(self.cluster_id, Ordering::Relaxed);
-        header.generation.store(1, Ordering::Relaxed);
         header.configured.store(1, Ordering::Release);
     }
 }
@@ -105,6 +104,21 @@ fn path(file: &str) -> PathBuf {
 /// Whether this data directory belongs to a cluster.
 pub fn exists() -> bool {
     path(FILE).exists()
+}
+
+/// The configuration that waits for [`activate`], if there is one.
+///
+/// # Errors
+/// When it cannot be read or is damaged.
+pub fn pending() -> io::Result<Option<Config>> {
+    match fs::read_to_string(path(PENDING)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+        Ok(text) => match Config::parse(&text) {
+            Some(config) => Ok(Some(config)),
+            None => Err(io::Error::new(io::ErrorKind::InvalidData, "it is damaged")),
+        },
+    }
 }
 
 /// Makes the pending configuration this node's.
@@ -136,6 +150,8 @@ pub fn remove() -> io::Result<()> {
     fs::File::open(sqlrun::data_directory())?.sync_all()?;
     let header = shmem::header();
     header.configured.store(0, Ordering::Release);
+    header.started.store(0, Ordering::Release);
+    shmem::node(shmem::NodeState::end);
     header.nodes.store(0, Ordering::Relaxed);
     header.my_id.store(0, Ordering::Relaxed);
     header.cluster_id.store(0, Ordering::Relaxed);

@@ -106,11 +106,13 @@ fn drive(
         wakes.wake();
         let held = match step {
             Ok(held) => held,
-            Err(misuse) => pgrx::ereport!(
-                PANIC,
-                pgrx::PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
-                format!("multimaster's driver made a mistake: {misuse} ({input:?})")
-            ),
+            Err(misuse) => {
+                pgrx::ereport!(
+                    PANIC,
+                    pgrx::PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+                    format!("multimaster's driver made a mistake: {misuse} ({input:?})")
+                );
+            }
         };
         for effect in out.drain() {
             match effect {
@@ -121,7 +123,7 @@ fn drive(
                 }
                 Effect::WriteParallelSafe(num) => {
                     let mut content = Vec::new();
-                    journal::encode_parallel_safe(num, &held, &mut content);
+                    journal::ParallelSafe { num, held: held.clone() }.encode(&mut content);
                     message::flush(message::log(c"mtm-parallel-safe", &content, false));
                     inputs.push_back(Input::Generation(Generation::ParallelSafe(num)));
                 }

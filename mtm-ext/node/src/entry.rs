@@ -1,5 +1,6 @@
 //! One transaction in a node's table.
 
+use core::fmt;
 use mtm_core::{GenNum, Instant};
 use mtm_paxos::commit::{
     Coordinator, CoordinatorState, Decree, Participant, ParticipantState, Report, Settlement,
@@ -34,6 +35,45 @@ pub(crate) struct DonorsWord {
     pub(crate) num: GenNum,
     /// It had accepted abort.
     pub(crate) accepted: bool,
+}
+
+/// What an unfinished transaction waits for on one node.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Waits {
+    /// Own: for the members' votes.
+    Votes,
+    /// Own: for the members' acceptances of abort.
+    AbortAcceptances,
+    /// Own, decided: for its commit record.
+    CommitRecord,
+    /// For the generation's proposer, to whom the outcome was left, or for its members.
+    Settlement,
+    /// Another node's: for its rows to be applied.
+    Rows,
+    /// Another node's: for its PREPARE record.
+    PrepareRecord,
+    /// For the record that says that abort is accepted.
+    AbortRecord,
+    /// Another node's, prepared: for the outcome.
+    Outcome,
+    /// Another node's, decided: for COMMIT PREPARED or ROLLBACK PREPARED.
+    Finish,
+}
+
+impl fmt::Display for Waits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Votes => "votes of the members",
+            Self::AbortAcceptances => "members to accept abort",
+            Self::CommitRecord => "its commit record",
+            Self::Settlement => "settlement in a later generation",
+            Self::Rows => "its rows to be applied",
+            Self::PrepareRecord => "its prepare record",
+            Self::AbortRecord => "the record of its accepted abort",
+            Self::Outcome => "the outcome",
+            Self::Finish => "being finished here",
+        })
+    }
 }
 
 impl Entry {
@@ -93,6 +133,38 @@ impl Entry {
                     p.is_undecided() || p.state() == ParticipantState::AbortAccepted(false)
                 }
             }
+    }
+
+    /// What the transaction waits for, if it is not finished on this node.
+    pub fn waits(&self) -> Option<Waits> {
+        if let Role::Own(c) = &self.role {
+            return match c.state() {
+                CoordinatorState::Voting => Some(Waits::Votes),
+                CoordinatorState::AbortPending => Some(Waits::AbortRecord),
+                CoordinatorState::Aborting => Some(Waits::AbortAcceptances),
+                CoordinatorState::CommitDecided => Some(Waits::CommitRecord),
+                CoordinatorState::GivenUp => Some(Waits::Settlement),
+                CoordinatorState::Committed | CoordinatorState::Aborted => None,
+            };
+        }
+        let Role::Peer(p) = &self.role else { return None };
+        match p.state() {
+            ParticipantState::Applying => Some(Waits::Rows),
+            ParticipantState::Preparing(_) => Some(Waits::PrepareRecord),
+            ParticipantState::Prepared | ParticipantState::AbortAccepted(true) => {
+                Some(Waits::Outcome)
+            }
+            ParticipantState::AbortPending(_) => Some(Waits::AbortRecord),
+            ParticipantState::Committing | ParticipantState::RollingBack => Some(Waits::Finish),
+            ParticipantState::Unknown
+            | ParticipantState::Refused
+            | ParticipantState::AbortAccepted(false)
+            | ParticipantState::Committed
+            | ParticipantState::Aborted => {
+                let settling = self.settlement.is_some_and(|s| s.decree().is_none());
+                settling.then_some(Waits::Settlement)
+            }
+        }
     }
 
     /// Whether the transaction may still be committed here, and keeps its rows locked.

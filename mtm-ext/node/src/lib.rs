@@ -11,12 +11,13 @@ pub mod message;
 mod node;
 mod peer_message;
 pub mod table;
+pub mod wire;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}
 
 pub use conflict::{Verdict, judge, wins};
-pub use entry::{Entry, Role};
+pub use entry::{Entry, Role, Waits};
 pub use node::{Below, Bug, Core, Effect, Found, Input, Misuse, Node, Outcome, Rejection};
 pub use peer_message::PeerMessage;

@@ -69,15 +69,6 @@ const ABORT_ACCEPTED: u8 = b'a';
 const QUERY: u8 = b'?';
 const UNDECIDED: u8 = b'u';
 
-/// The longest prefix of `text` within `MAX_TEXT` bytes that ends at a character.
-fn cut(text: &str) -> &str {
-    let mut end = text.len().min(MAX_TEXT);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
-}
-
 impl<'a> Message<'a> {
     /// Appends the message's bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
@@ -91,9 +82,7 @@ impl<'a> Message<'a> {
             Self::Refused(gid, refusal) => {
                 w.u8(REFUSED);
                 gid.encode(&mut w);
-                w.raw(&refusal.sqlstate);
-                w.str(cut(refusal.message));
-                w.str(cut(refusal.detail));
+                refusal.encode(&mut w);
             }
             Self::Prepared(gid) => tagged(&mut w, PREPARED, gid),
             Self::Decided(gid, Decree::Commit) => tagged(&mut w, COMMIT, gid),
@@ -127,11 +116,7 @@ impl<'a> Message<'a> {
             }
             REFUSED => {
                 let gid = Gid::decode(&mut r)?;
-                let mut sqlstate = [0; 5];
-                sqlstate.copy_from_slice(r.take(5)?);
-                let message = r.str()?;
-                let detail = r.str()?;
-                Self::Refused(gid, Refusal { sqlstate, message, detail })
+                Self::Refused(gid, Refusal::decode(&mut r)?)
             }
             PREPARED => Self::Prepared(Gid::decode(&mut r)?),
             COMMIT => Self::Decided(Gid::decode(&mut r)?, Decree::Commit),
@@ -193,12 +178,6 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
             let _ = Message::decode(&bytes);
-        }
-
-        #[test]
-        fn long_texts_are_cut_at_a_character(text in "\\PC{0,600}") {
-            let kept = cut(&text);
-            prop_assert!(kept.len() <= MAX_TEXT && text.starts_with(kept));
         }
     }
 }

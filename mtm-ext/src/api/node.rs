@@ -7,6 +7,7 @@ use crate::{cluster, config};
 use core::sync::atomic::Ordering;
 use mtm_core::NodeId;
 use mtm_core::sequence::Share;
+use mtm_generations::{NodeStatus, Record};
 use pgrx::prelude::*;
 use std::io;
 
@@ -64,6 +65,16 @@ fn activate_node() {
     require_preload();
     require_superuser(TO);
     refuse_member();
+    let Some(config) = check_io(config::pending()) else {
+        report::error(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "this node was not prepared for a cluster".to_owned(),
+            "",
+            "Run mtm.init_cluster() on one node.",
+        );
+    };
+    let nodes = config.nodes.iter().map(|(node, _)| *node).collect();
+    crate::durable::begin(&Record::initial(config.me, config.cluster_id, nodes));
     check_io(config::activate());
     wake_monitor();
 }
@@ -73,7 +84,7 @@ fn activate_node() {
 fn unconfigure_node() {
     require_preload();
     require_superuser("take a node out of a multimaster cluster");
-    if cluster::status() == cluster::Status::Online {
+    if cluster::status() == NodeStatus::Online {
         report::error(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             "this node works in a complete cluster",
@@ -82,6 +93,7 @@ fn unconfigure_node() {
         );
     }
     check_io(config::remove());
+    crate::durable::remove();
     sequences::restore_all();
     wake_monitor();
 }
@@ -90,12 +102,15 @@ fn wake_monitor() {
     proc::wake(shmem::header().monitor.load(Ordering::Acquire));
 }
 
-fn check_io(result: io::Result<()>) {
-    if let Err(error) = result {
-        ereport!(
-            ERROR,
-            PgSqlErrorCode::ERRCODE_IO_ERROR,
-            format!("could not write the cluster's configuration: {error}")
-        );
+fn check_io<T>(result: io::Result<T>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => {
+            ereport!(
+                ERROR,
+                PgSqlErrorCode::ERRCODE_IO_ERROR,
+                format!("could not write the cluster's configuration: {error}")
+            );
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What users see: `mtm.status()` and `mtm.nodes()`.
 
-use crate::cluster;
+use crate::{cluster, machine};
 use crate::pg::shmem;
 use core::sync::atomic::Ordering;
 use mtm_core::{NodeId, NodeSet};
@@ -32,13 +32,17 @@ fn status() -> TableIterator<
     let configured = header.configured_nodes();
     let connected = cluster::connected();
     let peers = me.map_or(NodeSet::EMPTY, |me| connected.without(me));
+    let generation = machine::look(|node| {
+        let membership = node.membership();
+        (membership.current().generation, membership.members_online())
+    });
     TableIterator::once((
         me.map(|node| i32::from(node.get())),
-        cluster::status().as_str().to_owned(),
+        cluster::status().to_string(),
         numbers(peers),
-        header.current_generation().0 as i64,
-        numbers(configured),
-        numbers(connected.intersection(configured)),
+        generation.map_or(0, |(generation, _)| generation.num.0 as i64),
+        numbers(generation.map_or(NodeSet::EMPTY, |(generation, _)| generation.members)),
+        numbers(generation.map_or(NodeSet::EMPTY, |(_, online)| online)),
         numbers(configured),
         cluster::status_reason(),
     ))
@@ -69,12 +73,16 @@ fn nodes() -> TableIterator<
         let peer = shmem::peer(node);
         let of_peer = |n: i32| (!is_self && n != 0).then_some(n);
         let streaming = peer.streaming.load(Ordering::Acquire) != 0;
-        let mode = if streaming { "normal" } else { "disabled" };
+        let mode = match (streaming, peer.replaying.load(Ordering::Acquire) != 0) {
+            (false, _) => "disabled",
+            (true, true) => "recovery",
+            (true, false) => "normal",
+        };
         (
             i32::from(node.get()),
             shmem::conninfo(node),
             is_self,
-            is_self || cluster::is_connected(node),
+            is_self || cluster::connected().contains(node),
             is_self || cluster::is_linked(node),
             of_peer(peer.inbox_pid.load(Ordering::Acquire)),
             of_peer(peer.receiver_pid.load(Ordering::Acquire)),

@@ -142,16 +142,20 @@ fn stamp(xid: Xid) -> Gid {
         refuse_unless_online();
         match machine::announce(xid) {
             Some(Effect::WriteAnnouncement(gid)) => return gid,
-            Some(Effect::Rejected(_, Rejection::TableFull)) => ereport!(
+            Some(Effect::Rejected(_, Rejection::TableFull)) => {
+                ereport!(
                 ERROR,
                 PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
                 "too many transactions of the cluster are unfinished or not forgotten yet",
                 "A transaction that has been open for very long on any node keeps what came after \
                  it from being forgotten."
-            ),
+            );
+            }
             // The generation changes just now.
-            _ => proc::wait(None, Some(5_000)),
-        };
+            _ => {
+                proc::wait(None, Some(5_000));
+            }
+        }
         proc::check_interrupts();
     }
 }

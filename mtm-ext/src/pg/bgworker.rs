@@ -24,6 +24,8 @@ pub enum Kind {
     Monitor,
     /// Sends messages to all peers.
     Sender,
+    /// Keeps the machine's clock and durable record.
+    Campaigner,
     /// Finishes what nobody else does.
     Resolver,
     /// Receives the stream of the node with this number.
@@ -38,6 +40,7 @@ impl Kind {
             Self::Monitor => 1,
             Self::Sender => 2,
             Self::Resolver => 3,
+            Self::Campaigner => 6,
             Self::Receiver(node) => 4 | (node as usize) << 8,
             Self::Applier(slot) => 5 | (slot as usize) << 8,
         }
@@ -49,6 +52,7 @@ impl Kind {
             2 => Self::Sender,
             3 => Self::Resolver,
             4 => Self::Receiver((arg >> 8) as u8),
+            6 => Self::Campaigner,
             5 => Self::Applier((arg >> 8) as u16),
             _ => return None,
         })
@@ -63,6 +67,7 @@ impl Kind {
         match self {
             Self::Monitor => ("mtm-monitor".into(), "mtm-monitor"),
             Self::Sender => ("mtm-dmq-sender".into(), "mtm-dmq-sender"),
+            Self::Campaigner => ("mtm-campaigner".into(), "mtm-campaigner"),
             Self::Resolver => ("mtm-resolver".into(), "mtm-resolver"),
             Self::Receiver(node) => (format!("mtm-logrep-receiver {node}"), "mtm-logrep-receiver"),
             Self::Applier(slot) => {

@@ -23,6 +23,7 @@ pub mod shmem;
 pub mod sqlrun;
 pub mod sys;
 pub mod twophase;
+pub mod wal;
 pub mod waitset;
 pub mod walwake;
 pub mod xact;

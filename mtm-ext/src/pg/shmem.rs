@@ -157,6 +157,8 @@ const MAX_DEFERRED: usize = 64;
 /// What a step left to `mtm-campaigner`.
 #[derive(Clone, Copy)]
 pub struct Deferred {
+    /// Up to here records are durable.
+    pub durable: Token,
     /// The newest record that is not durable.
     pub persist: Option<(Token, generations::Record)>,
     /// Messages, each with what must be durable before.
@@ -171,6 +173,7 @@ pub struct Deferred {
 
 impl Deferred {
     const NONE: Self = Self {
+        durable: Token(0),
         persist: None,
         messages: [None; MAX_DEFERRED],
         recovery: None,
@@ -208,6 +211,7 @@ impl NodeState {
     /// Gives the machine its first state.
     pub fn begin(&mut self, core: Core) {
         self.slots.fill(Slot::FREE);
+        *self.deferred = Deferred::NONE;
         *self.core = Some(core);
     }
 

@@ -319,3 +319,31 @@ pub fn status_of(xid: Xid) -> XidStatus {
         }
     }
 }
+
+/// Number of the oldest transaction that is running, or prepared: none with a lower one will be
+/// announced any more.
+pub fn oldest_running() -> Xid {
+    // SAFETY: both read shared memory under their locks. In this order: the next number is not
+    // lower than any that was running before.
+    let (oldest, next) = unsafe {
+        let oldest = pg_sys::GetOldestActiveTransactionId().into_inner();
+        (oldest, pg_sys::ReadNextFullTransactionId().value)
+    };
+    let full = next >> 32 << 32 | u64::from(oldest);
+    Xid(if full > next { full - (1 << 32) } else { full })
+}
+
+/// Begins an ordinary transaction in a worker.
+pub fn begin() {
+    // SAFETY: outside a transaction, in a process with a database.
+    unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+    }
+}
+
+/// Commits what [`begin`] began; durably or not, as `synchronous_commit` says.
+pub fn commit() {
+    // SAFETY: inside the transaction that `begin` began.
+    unsafe { pg_sys::CommitTransactionCommand() }
+}

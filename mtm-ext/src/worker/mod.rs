@@ -1,13 +1,17 @@
 //! Background workers, one file each.
 
 mod applier;
+mod campaigner;
 mod conflict;
+mod finish;
 mod inbox;
 mod monitor;
 mod receiver;
+mod recovery;
 mod resolver;
 mod sender;
 mod spill;
+mod users;
 mod wire;
 
 pub use inbox::{accept_pipe, reply};
@@ -23,6 +27,7 @@ pub fn init() {
 pub fn run(kind: Kind) {
     match kind {
         Kind::Monitor => monitor::run(),
+        Kind::Campaigner => campaigner::run(),
         Kind::Sender => sender::run(),
         Kind::Resolver => resolver::run(),
         Kind::Receiver(node) => receiver::run(node),

@@ -59,8 +59,8 @@ fn wanted() -> Vec<Kind> {
         return Vec::new();
     }
     let receivers = header.peers_set().iter().map(NodeId::get).map(Kind::Receiver);
-    let mut all = vec![Kind::Resolver, Kind::Sender];
-    if header.recovered.load(Ordering::Acquire) != 0 {
+    let mut all = vec![Kind::Campaigner, Kind::Resolver, Kind::Sender];
+    if header.started.load(Ordering::Acquire) != 0 {
         all.extend(receivers);
     }
     all

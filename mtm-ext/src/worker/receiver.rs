@@ -1,21 +1,23 @@
-//! mtm-logrep-receiver: reads one peer's stream and hands its transactions to apply workers.
+//! mtm-logrep-receiver: reads one peer's stream and hands its transactions to apply workers, or
+//! replays everything that peer has committed while this node recovers.
 
 use super::applier::{self, InPlace};
-use super::conflict;
+use super::recovery::Replay;
 use super::spill::{self, EarlyIncoming, Incoming, Task};
+use super::{conflict, users};
 use crate::pg::bgworker::{self, Caught, Handle, Kind};
 use crate::pg::conn::{Conn, ConnError, CopyIn};
 use crate::pg::proc::{self, ProcNo};
-use crate::pg::shmem::{self, Part};
+use crate::pg::shmem;
 use crate::pg::waitset::{WaitSet, Watch};
 use crate::pg::{segment, xact};
-use crate::{dmq, guc};
+use crate::{cluster, dmq, guc, machine};
 use core::sync::atomic::Ordering;
 use mtm_core::{Gid, Instant, Lsn, NodeId};
 use mtm_dmq::ring::Ring;
 use mtm_logrep::stream::StreamMessage;
-use mtm_node::message::Message;
-use mtm_paxos::commit::{Delivery, Participant, ParticipantState};
+use mtm_node::{Effect, Input, Role};
+use mtm_paxos::commit::{Decree, Delivery, ParticipantState};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
@@ -45,6 +47,12 @@ struct Receiver {
     /// Transactions in progress on the origin, by their number in its log.
     early: BTreeMap<u32, EarlyIncoming>,
     received: Lsn,
+    /// Delivered too early: the generation it belongs to has not begun here.
+    held: Option<Task>,
+    /// Commits in the peer's log that are perhaps not durable here, in its order.
+    marks: VecDeque<(Lsn, Gid)>,
+    /// Up to here nothing of the peer's log is needed any more.
+    confirmed: Lsn,
     next_feedback: Instant,
     /// Since when the peer wants everything it sent confirmed.
     asked: Option<Instant>,
@@ -73,17 +81,24 @@ pub fn run(node: u8) {
         incoming: None,
         early: BTreeMap::new(),
         received: Lsn(peer.finished_lsn.load(Ordering::Acquire)),
+        held: None,
+        marks: VecDeque::new(),
+        confirmed: Lsn(peer.finished_lsn.load(Ordering::Acquire)),
         next_feedback: Instant(0),
         asked: None,
         wait_set: WaitSet::default(),
         in_place: InPlace::new(),
     };
+    refuse_left(origin);
     let mut complained = String::new();
     loop {
         let error = receiver.stream();
         peer.streaming.store(0, Ordering::Release);
+        peer.replaying.store(0, Ordering::Release);
         receiver.incoming = None;
         receiver.early.clear(); // the peer begins them again
+        receiver.marks.clear();
+        let Some(error) = error else { continue };
         let text = error.to_string();
         if text != complained {
             pgrx::log!("multimaster: the stream from node {origin} broke: {text}");
@@ -91,6 +106,40 @@ pub fn run(node: u8) {
         }
         receiver.pause(RETRY_US);
     }
+}
+
+/// Whether this node recovers from `origin`.
+fn recovers_from(origin: NodeId) -> bool {
+    shmem::header().replay_from.load(Ordering::Acquire) == u32::from(origin.get())
+}
+
+/// What an earlier receiver had, but no worker, will never be applied: votes "no".
+fn refuse_left(origin: NodeId) {
+    let left: Vec<Gid> = shmem::node(|state| {
+        let Some(node) = state.node() else { return Vec::new() };
+        let applying = |role: &Role| matches!(role, Role::Peer(p) if p.state() == ParticipantState::Applying);
+        let all: Vec<Gid> = node
+            .transactions()
+            .filter(|(gid, entry)| gid.origin == origin && applying(&entry.role))
+            .map(|(gid, _)| *gid)
+            .collect();
+        all.into_iter()
+            .filter(|gid| state.notes.get_mut(gid).is_none_or(|n| n.worker == proc::NO_PROC))
+            .collect()
+    });
+    for gid in left {
+        refuse_ended(gid);
+    }
+}
+
+fn refuse_ended(gid: Gid) {
+    let caught = Caught {
+        sqlstate: *b"40001",
+        message: "the receiver of this transaction ended".to_owned(),
+        detail: String::new(),
+    };
+    dmq::give_reason(gid, caught);
+    machine::feed(Input::ApplyFailed(gid));
 }
 
 /// Ends workers that an earlier receiver of this origin has left.
@@ -105,37 +154,122 @@ fn take_over(origin: NodeId) {
 }
 
 impl Receiver {
-    /// Connects and streams until something breaks.
-    fn stream(&mut self) -> ConnError {
+    /// Connects and streams until something breaks; `None` when the mode changes.
+    fn stream(&mut self) -> Option<ConnError> {
         self.asked = None;
-        match self.connect() {
+        if recovers_from(self.origin) {
+            return self.recover();
+        }
+        match self.connect(false) {
             Ok(mut conn) => loop {
                 bgworker::handle_signals();
+                if recovers_from(self.origin) {
+                    return None;
+                }
                 if let Err(error) = self.turn(&mut conn) {
-                    return error;
+                    return Some(error);
                 }
             },
-            Err(error) => error,
+            Err(error) => Some(error),
         }
     }
 
-    fn connect(&self) -> Result<Conn, ConnError> {
+    /// Replays everything the peer has committed, as long as this node recovers from it.
+    fn recover(&mut self) -> Option<ConnError> {
+        // What waits belongs to a generation that is over.
+        for task in self.held.take().into_iter().chain(self.waiting.drain(..)) {
+            if !cluster::is_users(&task.gid) {
+                refuse_ended(task.gid);
+            }
+            task.discard();
+        }
+        let mut replay = Replay::new(self.origin, self.confirmed);
+        let result = match self.connect(true) {
+            Ok(mut conn) => self.replay(&mut conn, &mut replay),
+            Err(error) => Err(error),
+        };
+        self.received = replay.done();
+        self.confirmed = replay.done();
+        drop(replay);
+        self.in_place = InPlace::new();
+        result.err()
+    }
+
+    fn replay(&mut self, conn: &mut Conn, replay: &mut Replay) -> Result<(), ConnError> {
+        shmem::peer(self.origin).replaying.store(1, Ordering::Release);
+        while recovers_from(self.origin) {
+            bgworker::handle_signals();
+            conn.consume()?;
+            while replay.has_room() {
+                match conn.copy_data()? {
+                    CopyIn::Data(data) => self.take_for(replay, &data)?,
+                    CopyIn::WouldBlock => break,
+                    CopyIn::End => {
+                        return Err(ConnError::Connection("the peer ended the stream".to_owned()));
+                    }
+                }
+            }
+            replay.work();
+            self.received = replay.done();
+            self.confirmed = replay.done();
+            self.collect_workers();
+            self.is_streaming();
+            self.feed_back(conn)?;
+            let sent = conn.flush()?;
+            let room = replay.has_room();
+            let watch = (room || !sent).then(|| Watch::new(conn, room, !sent));
+            self.wait_set.wait(watch.as_slice(), Some(20_000));
+        }
+        Ok(())
+    }
+
+    fn take_for(&mut self, replay: &mut Replay, data: &[u8]) -> Result<(), ConnError> {
+        let broken = || ConnError::Connection("malformed replication message".to_owned());
+        match data.first() {
+            Some(b'w') if data.len() >= 25 => {
+                let message = StreamMessage::decode(&data[25..]).map_err(|_| broken())?;
+                replay.take(message).map_err(|error| ConnError::Connection(error.to_string()))
+            }
+            Some(b'k') if data.len() >= 18 => {
+                replay.reached(keepalive_end(data));
+                if data[17] == 1 {
+                    self.next_feedback = Instant(0);
+                    self.asked.get_or_insert(proc::now());
+                }
+                Ok(())
+            }
+            _ => Err(broken()),
+        }
+    }
+
+    /// Notes that the peer's changes are being received.
+    fn is_streaming(&self) {
+        let last = &shmem::peer(self.origin).last_streamed_us;
+        last.store(proc::now().0, Ordering::Release);
+    }
+
+    fn connect(&self, recovery: bool) -> Result<Conn, ConnError> {
         let extra = [("replication", "database"), ("application_name", "mtm_receiver")];
         let conninfo = shmem::conninfo(self.origin);
         let mut conn = Conn::connect(&conninfo, &extra, guc::CONNECT_TIMEOUT.get())?;
         let me = shmem::header().me().map_or(0, NodeId::get);
         let slot = conn.identifier(&format!("mtm_slot_{me}"))?;
-        let from = Lsn(shmem::peer(self.origin).finished_lsn.load(Ordering::Acquire));
-        conn.start_copy(&format!("START_REPLICATION SLOT {slot} LOGICAL {from}"))?;
-        shmem::peer(self.origin).streaming.store(1, Ordering::Release);
-        proc::wake(shmem::header().sender.load(Ordering::Acquire));
+        let mode = if recovery { "recovery" } else { "normal" };
+        let from = self.confirmed;
+        let start = format!("START_REPLICATION SLOT {slot} LOGICAL {from} (\"mode\" '{mode}')");
+        conn.start_copy(&start)?;
+        let peer = shmem::peer(self.origin);
+        self.is_streaming();
+        peer.streaming.store(1, Ordering::Release);
+        proc::wake(shmem::header().campaigner.load(Ordering::Acquire));
         Ok(conn)
     }
 
     /// One round: take what has come, hand it out, wait.
     fn turn(&mut self, conn: &mut Conn) -> Result<(), ConnError> {
+        self.deliver_held();
         conn.consume()?;
-        while self.waiting.len() < MAX_WAITING {
+        while self.may_read() {
             match conn.copy_data()? {
                 CopyIn::Data(data) => self.take(&data)?,
                 CopyIn::WouldBlock => break,
@@ -157,11 +291,16 @@ impl Receiver {
         shmem::peer(self.origin).wants_worker.store(wants, Ordering::SeqCst);
         self.feed_back(conn)?;
         let sent = conn.flush()?;
-        let read = self.waiting.len() < MAX_WAITING;
+        let read = self.may_read();
+        shmem::peer(self.origin).received_lsn.store(self.received.0, Ordering::Release);
         let watch = (read || !sent).then(|| Watch::new(conn, read, !sent));
         let patience = self.patience_us();
         self.wait_set.wait(watch.as_slice(), Some(patience));
         Ok(())
+    }
+
+    fn may_read(&self) -> bool {
+        self.waiting.len() < MAX_WAITING && self.held.is_none()
     }
 
     /// Applies the only transaction there is, if that is all that is to be done.
@@ -207,10 +346,8 @@ impl Receiver {
                 self.take_message(message.map_err(|_| broken())?)
             }
             Some(b'k') if data.len() >= 18 => {
-                let mut end = [0; 8];
-                end.copy_from_slice(&data[1..9]);
                 if self.incoming.is_none() {
-                    self.received = self.received.max(Lsn(u64::from_be_bytes(end)));
+                    self.received = self.received.max(keepalive_end(data));
                 }
                 if data[17] == 1 {
                     self.next_feedback = Instant(0);
@@ -246,6 +383,10 @@ impl Receiver {
                 self.early.remove(&early_number(&gid));
                 self.refuse(gid, lsn, *b"55000", why);
             }
+            StreamMessage::CommitMark { gid, lsn } => {
+                self.received = self.received.max(lsn);
+                self.marks.push_back((lsn, gid));
+            }
             StreamMessage::Early { xid, payload } => {
                 let origin = self.origin;
                 let early = self.early.entry(xid).or_insert_with(|| EarlyIncoming::new(origin));
@@ -263,6 +404,7 @@ impl Receiver {
                 };
                 self.deliver_or_refuse(gid, lsn, task);
             }
+            _ => return Err(ConnError::Connection("an unexpected message came".to_owned())),
         }
         Ok(())
     }
@@ -283,44 +425,43 @@ impl Receiver {
         }
     }
 
-    /// Takes note of a transaction; `None` when there is no place.
-    fn note(&mut self, gid: Gid, lsn: Lsn) -> Option<Delivery> {
+    fn deliver(&mut self, task: Task, lsn: Lsn) {
         self.received = self.received.max(lsn);
-        let now = proc::now().0;
-        shmem::participants(|table| {
-            let fresh = || Part {
-                participant: Participant::new(),
-                lsn,
-                worker: proc::NO_PROC,
-                taken: false,
-                asked_us: now,
-                lost_to: None,
+        if cluster::is_users(&task.gid) {
+            return match users::delivered(task.gid, lsn) {
+                Some(Delivery::Apply) => self.waiting.push_back(task),
+                Some(Delivery::Duplicate | Delivery::Never) => task.discard(),
+                None => pgrx::error!("no place for transaction {}", task.gid),
             };
-            let part = table.entry(gid, fresh).ok()?;
-            part.lsn = lsn;
-            Some(part.participant.delivered())
-        })
+        }
+        self.deliver_to_machine(task);
     }
 
-    fn deliver(&mut self, task: Task, lsn: Lsn) {
-        match self.note(task.gid, lsn) {
-            Some(Delivery::Apply) => self.waiting.push_back(task),
-            Some(Delivery::Duplicate) => {
-                vote_again(&task.gid);
-                task.discard();
-            }
-            Some(Delivery::Never) => task.discard(),
-            None => pgrx::error!("no place for transaction {}: too many unfinished", task.gid),
+    fn deliver_to_machine(&mut self, task: Task) {
+        match machine::feed(Input::Delivered(task.gid)).first() {
+            Some(Effect::Apply(_)) => self.waiting.push_back(task),
+            Some(Effect::Hold(_)) => self.held = Some(task),
+            _ => task.discard(),
+        }
+    }
+
+    /// What came too early is delivered again, before anything else is read.
+    fn deliver_held(&mut self) {
+        if let Some(task) = self.held.take() {
+            self.deliver_to_machine(task);
         }
     }
 
     fn refuse(&mut self, gid: Gid, lsn: Lsn, sqlstate: [u8; 5], why: &str) {
-        if self.note(gid, lsn) == Some(Delivery::Apply) {
-            shmem::participants(|table| {
-                table.get_mut(&gid).map(|part| part.participant.failed());
-            });
-            let caught = Caught { sqlstate, message: why.to_owned(), detail: String::new() };
-            applier::vote_no(&gid, &caught);
+        self.received = self.received.max(lsn);
+        let caught = Caught { sqlstate, message: why.to_owned(), detail: String::new() };
+        if cluster::is_users(&gid) {
+            if users::delivered(gid, lsn) == Some(Delivery::Apply) {
+                users::failed(&gid, &caught);
+            }
+        } else if machine::feed(Input::Delivered(gid)).contains(&Effect::Apply(gid)) {
+            dmq::give_reason(gid, caught);
+            machine::feed(Input::ApplyFailed(gid));
         }
     }
 
@@ -420,7 +561,9 @@ impl Receiver {
         }
         self.next_feedback = now.plus_us(FEEDBACK_US);
         bgworker::report_statistics();
-        let finished = self.finished();
+        self.is_streaming();
+        self.confirm();
+        let finished = self.confirmed;
         let peer = shmem::peer(self.origin);
         peer.received_lsn.store(self.received.0, Ordering::Release);
         peer.finished_lsn.store(finished.0, Ordering::Release);
@@ -452,37 +595,58 @@ impl Receiver {
         }
     }
 
-    /// The low-watermark; entries below it are forgotten.
-    fn finished(&self) -> Lsn {
-        let origin = self.origin;
-        let before = Lsn(shmem::peer(origin).finished_lsn.load(Ordering::Acquire));
+    /// Moves up to before the first commit in the peer's log, of whatever origin, that is not
+    /// durably committed here (duty 29).
+    fn confirm(&mut self) {
+        let (marks, confirmed) = (&mut self.marks, &mut self.confirmed);
+        shmem::node(|state| {
+            let Some(mut node) = state.node() else { return };
+            while let Some((lsn, gid)) = marks.front() {
+                if !is_durable(&mut node, gid) {
+                    break;
+                }
+                *confirmed = (*confirmed).max(*lsn);
+                marks.pop_front();
+            }
+        });
+        if self.marks.is_empty() && self.incoming.is_none() && self.held.is_none() {
+            self.confirmed = self.confirmed.max(self.received);
+        }
+        let (origin, confirmed) = (self.origin, self.confirmed);
         shmem::participants(|table| {
-            let open = |(gid, part): &(&Gid, &Part)| {
-                gid.origin == origin && part.lsn != Lsn(0) && !part.participant.is_finished()
-            };
-            let oldest = table.iter().filter(open).map(|(_, part)| part.lsn).min();
-            let mark = oldest.map_or(self.received, |lsn| Lsn(lsn.0 - 1)).max(before);
             table.retain(|gid, part| {
-                gid.origin != origin || !part.participant.is_finished() || part.lsn > mark
+                gid.origin != origin || !part.participant.is_finished() || part.lsn > confirmed
             });
-            mark
-        })
+        });
     }
+}
+
+/// Whether a transaction that a peer has committed is durably committed here.
+fn is_durable(node: &mut mtm_node::Node<'_>, gid: &Gid) -> bool {
+    if cluster::is_users(gid) {
+        return true;
+    }
+    if gid.xid < node.forgotten()[gid.origin.index()] {
+        return node.transaction(gid).is_none_or(|entry| is_committed(&entry.role));
+    }
+    node.transaction(gid).is_some_and(|entry| is_committed(&entry.role))
+}
+
+fn is_committed(role: &Role) -> bool {
+    match role {
+        Role::Own(own) => own.decree() == Some(Decree::Commit) && own.is_durable(),
+        Role::Peer(peer) => peer.state() == ParticipantState::Committed,
+    }
+}
+
+/// The position in a keepalive message.
+fn keepalive_end(data: &[u8]) -> Lsn {
+    let mut end = [0; 8];
+    end.copy_from_slice(&data[1..9]);
+    Lsn(u64::from_be_bytes(end))
 }
 
 /// The number under which a transaction's pieces come before its announcement.
 const fn early_number(gid: &Gid) -> u32 {
     gid.xid.0 as u32
-}
-
-/// Repeats the vote for a transaction that was prepared before: the first one may be lost.
-fn vote_again(gid: &Gid) {
-    let prepared = shmem::participants(|table| {
-        table
-            .get_mut(gid)
-            .is_some_and(|part| part.participant.state() == ParticipantState::Prepared)
-    });
-    if prepared {
-        dmq::send(gid.origin, &Message::Prepared(*gid));
-    }
 }

@@ -29,13 +29,17 @@ impl Campaign {
     pub(super) const fn num(&self) -> GenNum {
         self.generation.num
     }
+
+    pub(super) fn end_by(&mut self, at: Instant) {
+        self.deadline = self.deadline.min(at);
+    }
 }
 
 impl Membership {
     /// Whether a new generation is needed, and with which members.
     fn proposal(&self, now: Instant) -> Option<NodeSet> {
         let me = self.node();
-        if self.fenced || self.withdrawn || self.wanted.is_some() {
+        if self.fenced || self.withdrawn || self.wanted.is_some() || !self.met_all {
             return None;
         }
         let current = self.record.current.generation;

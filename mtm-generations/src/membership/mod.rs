@@ -30,6 +30,9 @@ pub struct Timing {
     pub stagger_us: u64,
     /// A connected member that is not ONLINE for so long is left out of the next generation.
     pub recovery_limit_us: u64,
+    /// A node that starts waits so long for members it has not met yet before it campaigns to
+    /// leave them out: when a whole cluster starts, some come late.
+    pub patience_us: u64,
 }
 
 impl Default for Timing {
@@ -39,6 +42,7 @@ impl Default for Timing {
             vote_wait_us: 100_000,
             stagger_us: 50_000,
             recovery_limit_us: 30_000_000,
+            patience_us: 2_000_000,
         }
     }
 }
@@ -81,6 +85,8 @@ pub enum Input {
     },
     /// An administrator adds or drops a node.
     Configure(Configuration),
+    /// Other durations from now on.
+    Timing(Timing),
 }
 
 /// What the driver must do.
@@ -184,6 +190,10 @@ pub struct Membership {
     /// Since when every member in the clique has not been ONLINE.
     not_all_online_since: Option<Instant>,
     next_heartbeat: Instant,
+    /// The first step after the start.
+    started: Option<Instant>,
+    /// All members were met, or waited for long enough.
+    met_all: bool,
     rng: u64,
     #[cfg(feature = "planted-bugs")]
     planted: Option<Bug>,
@@ -218,6 +228,8 @@ impl Membership {
             configure: None,
             not_all_online_since: None,
             next_heartbeat: Instant(0),
+            started: None,
+            met_all: false,
             rng: seed | 1,
             #[cfg(feature = "planted-bugs")]
             planted: None,
@@ -423,6 +435,32 @@ impl Membership {
         }
     }
 
+    /// What waits for an old duration waits for the new one if that is over earlier.
+    fn set_timing(&mut self, now: Instant, timing: Timing) {
+        self.timing = timing;
+        self.next_heartbeat = self.next_heartbeat.min(now.plus_us(timing.heartbeat_us));
+        if let Some(campaign) = &mut self.campaign {
+            campaign.end_by(now.plus_us(timing.vote_wait_us));
+        }
+        let last_turn = now.plus_us((u64::from(MAX_NODES) + 1) * timing.stagger_us);
+        self.campaign_at = self.campaign_at.map(|at| at.min(last_turn));
+    }
+
+    fn patience_ends(&self) -> Option<Instant> {
+        self.started.map(|at| at.plus_us(self.timing.patience_us))
+    }
+
+    /// Who was met once and is silent now is missing; who was never met may only be late.
+    fn meet(&mut self, now: Instant) {
+        if self.met_all {
+            return;
+        }
+        self.started.get_or_insert(now);
+        let members = self.record.current.generation.members;
+        let over = self.patience_ends().is_some_and(|at| now >= at);
+        self.met_all = over || members.is_subset(self.clique());
+    }
+
     fn receive(&mut self, now: Instant, from: NodeId, message: Message, out: &mut Outbox<Effect>) {
         match message {
             Message::Status { hears, current, last_vote, last_online_in } => {
@@ -460,7 +498,9 @@ impl Machine for Membership {
             Input::ParallelSafe(num) | Input::Recovered(num) => self.filled(num, out),
             Input::Referee { num, granted } => self.referee_answered(now, num, granted, out),
             Input::Configure(configuration) => self.configure(configuration)?,
+            Input::Timing(timing) => self.set_timing(now, timing),
         }
+        self.meet(now);
         self.heartbeat(now, out);
         self.consider_campaign(now, out);
         Ok(())
@@ -468,6 +508,10 @@ impl Machine for Membership {
 
     fn deadline(&self) -> Option<Instant> {
         let campaign = self.campaign.as_ref().map(Campaign::deadline);
-        [Some(self.next_heartbeat), self.campaign_at, campaign].into_iter().flatten().min()
+        let patience = self.patience_ends().filter(|_| !self.met_all);
+        [Some(self.next_heartbeat), self.campaign_at, campaign, patience]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }

@@ -19,7 +19,7 @@ pub use io::{Effect, Found, Input, Misuse, Outcome, Rejection};
 pub use retention::Below;
 use retention::Retention;
 
-use crate::entry::{Entry, Role};
+use crate::entry::{Entry, Role, Waits};
 use crate::peer_message::PeerMessage;
 use crate::table::{Slot, Table};
 use mtm_core::{Gid, Instant, Machine, NodeId, NodeSet, Outbox};
@@ -104,8 +104,28 @@ impl<'a> Node<'a> {
     }
 
     /// One transaction.
-    pub fn transaction(&mut self, gid: &Gid) -> Option<Entry> {
-        self.table.get_mut(gid).copied()
+    pub fn transaction(&self, gid: &Gid) -> Option<Entry> {
+        self.table.get(gid).copied()
+    }
+
+    /// How many transactions are in the table.
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Whether the table is empty.
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// How many transactions the table has room for.
+    pub const fn capacity(&self) -> usize {
+        self.table.capacity()
+    }
+
+    /// What is not finished on this node, and what it waits for.
+    pub fn undecided(&self) -> impl Iterator<Item = (Gid, Waits)> {
+        self.table.iter().filter_map(|(gid, entry)| entry.waits().map(|waits| (*gid, waits)))
     }
 
     /// What a ParallelSafe record says of this node: transactions of others that it may still

@@ -98,10 +98,10 @@ impl Node<'_> {
     }
 
     /// Whether `gid` was finished and is forgotten.
-    pub(super) fn is_forgotten(&mut self, gid: &Gid) -> bool {
+    pub(super) fn is_forgotten(&self, gid: &Gid) -> bool {
         gid.xid < self.core.retention.forgotten[gid.origin.index()]
             && !self.planted(Bug::ForgottenLacks)
-            && self.table.get_mut(gid).is_none()
+            && self.table.get(gid).is_none()
     }
 
     /// The entry of another node's transaction, made if there is none; `None` when the table is
@@ -138,7 +138,7 @@ impl Node<'_> {
             return;
         }
         let below = self.finished_below();
-        let busy = self.table.iter().next().is_some();
+        let busy = !self.table.is_empty();
         let retention = &mut self.core.retention;
         if busy || retention.asked || below != retention.last_said {
             retention.asked = false;

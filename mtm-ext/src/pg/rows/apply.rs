@@ -83,6 +83,11 @@ impl Applier {
         self.begin_piece();
     }
 
+    /// Nothing is checked in this transaction: it is committed elsewhere.
+    pub fn unchecked(&mut self) {
+        self.pending.switch_off();
+    }
+
     /// What follows says which subtransaction it belongs to. Only what belongs to the transaction
     /// itself and to these ([`Children`]) counts.
     pub fn only(&mut self, xid: Xid, children: &[u8]) {

@@ -1,0 +1,257 @@
+//! mtm-campaigner: the machine's clock, its durable record, and everything about generations:
+//! heartbeats, campaigns, who is heard, from whom to recover.
+
+use crate::pg::{bgworker, message, proc, shmem, sqlrun, wal, xact};
+use crate::{cluster, dmq, durable, guc, machine};
+use core::sync::atomic::Ordering;
+use mtm_core::{GenNum, Instant, Lsn, Machine, NodeId, NodeSet};
+use mtm_generations::{Input as Generation, Membership, StatusInGeneration, Timing};
+use mtm_logrep::journal::Forgotten;
+use mtm_node::wire::Wire;
+use mtm_node::{Core, Input};
+
+/// Unanswered questions about transactions are asked again after so long.
+const RETRY_US: u64 = 300_000;
+/// Between two looks at the oldest transaction and at what recovery needs.
+const HOUSEKEEPING_US: u64 = 1_000_000;
+/// Between two checkpoints of what is remembered of transactions.
+const CHECKPOINT_US: u64 = 5_000_000;
+/// A node that lacks no more than this asks to be included.
+const NEAR: u64 = 1 << 20;
+/// The campaigner looks at its peers at least so often.
+const LOOK_US: u64 = 500_000;
+
+struct Campaigner {
+    me: NodeId,
+    timing: Timing,
+    connected: NodeSet,
+    caught_up: bool,
+    /// Until then peers that have not come yet are waited for.
+    patience: Instant,
+    housekeeping: Instant,
+    checkpoint: Instant,
+    position: Instant,
+    syncpoint: Lsn,
+    online: GenNum,
+}
+
+/// Runs until the server stops.
+pub fn run() {
+    let header = shmem::header();
+    bgworker::connect_to_database(header.database.load(Ordering::Relaxed));
+    xact::set_applying();
+    header.campaigner.store(proc::my_procno(), Ordering::Release);
+    let Some(me) = header.me() else { return };
+    if header.started.load(Ordering::Acquire) == 0 {
+        begin(me);
+    }
+    let now = proc::now();
+    let mut campaigner = Campaigner {
+        me,
+        timing: timing(),
+        connected: NodeSet::EMPTY,
+        caught_up: false,
+        patience: now.plus_us(cluster::recv_timeout_us()),
+        housekeeping: now,
+        checkpoint: now.plus_us(CHECKPOINT_US),
+        position: now,
+        syncpoint: Lsn(0),
+        online: GenNum(0),
+    };
+    loop {
+        bgworker::handle_signals();
+        campaigner.turn();
+        let wait_us = campaigner.next().since(proc::now()).clamp(1_000, LOOK_US);
+        proc::wait(None, Some(wait_us));
+    }
+}
+
+fn timing() -> Timing {
+    let heartbeat_us = u64::from(guc::HEARTBEAT_SEND_TIMEOUT.get().unsigned_abs()) * 1000;
+    Timing { heartbeat_us, ..Timing::default() }
+}
+
+/// At the server's start: what was unfinished before is found out, behind the fence.
+fn begin(me: NodeId) {
+    let header = shmem::header();
+    let cluster = header.cluster_id.load(Ordering::Relaxed);
+    let record = durable::read_record(me, cluster);
+    let membership = Membership::new(record, timing(), sqlrun::random_u64(), true);
+    shmem::node(|state| state.begin(Core::new(membership, RETRY_US)));
+    let start = durable::found_at_start(me);
+    machine::feed(Input::Forgotten(start.forgotten));
+    let n = start.found.len();
+    for (gid, found) in start.found {
+        machine::feed(Input::Found { gid, found });
+    }
+    pgrx::log!("multimaster: {n} transactions from before the start are known");
+    machine::feed(Input::ScanComplete);
+    header.started.store(1, Ordering::Release);
+    proc::wake(header.monitor.load(Ordering::Acquire));
+}
+
+impl Campaigner {
+    fn turn(&mut self) {
+        let now = proc::now();
+        self.follow_settings();
+        self.listen(now);
+        if machine::look(|node| node.deadline()).flatten().is_some_and(|at| at <= now) {
+            machine::generation(Generation::Wake);
+        }
+        self.choose_donor();
+        carry_out();
+        if now >= self.position {
+            self.position = now.plus_us(self.timing.heartbeat_us);
+            dmq::send_wire(shmem::header().peers_set(), &Wire::Position(wal::flushed()));
+        }
+        if now >= self.housekeeping {
+            self.housekeeping = now.plus_us(HOUSEKEEPING_US);
+            self.keep_house(now);
+        }
+    }
+
+    /// When something is to be done at the latest.
+    fn next(&self) -> Instant {
+        let machine = machine::look(|node| node.deadline()).flatten();
+        let header = shmem::header();
+        let silent = header.peers_set().iter().filter_map(cluster::heard_until).min();
+        [machine, silent.map(|at| at.plus_us(1000)), Some(self.position), Some(self.housekeeping)]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(self.housekeeping)
+    }
+
+    fn follow_settings(&mut self) {
+        let timing = timing();
+        if timing != self.timing {
+            self.timing = timing;
+            machine::generation(Generation::Timing(timing));
+        }
+    }
+
+    /// Tells the machine which peers are heard.
+    fn listen(&mut self, now: Instant) {
+        let connected = cluster::connected();
+        let all = shmem::header().configured_nodes();
+        if now < self.patience && connected != all && self.online == GenNum(0) {
+            // At the start: those who come a moment later should not be left out for that.
+            return;
+        }
+        if connected != self.connected {
+            self.connected = connected;
+            machine::generation(Generation::Connected(connected));
+        }
+    }
+
+    /// From whom to read what this node lacks.
+    fn choose_donor(&mut self) {
+        let header = shmem::header();
+        let recovery = shmem::node(|state| state.deferred.recovery);
+        let view = machine::look(|node| {
+            let membership = node.membership();
+            (
+                membership.current().generation.num,
+                membership.status_in_generation(),
+                membership.members_online(),
+                membership.is_fenced(),
+            )
+        });
+        let Some((num, status, online, fenced)) = view else { return };
+        let candidates = match status {
+            StatusInGeneration::Online => NodeSet::EMPTY,
+            _ if fenced => NodeSet::EMPTY,
+            StatusInGeneration::Dead => online.without(self.me),
+            StatusInGeneration::Recovery => match recovery {
+                Some((of, donors)) if of == num => donors.without(self.me),
+                _ => NodeSet::EMPTY,
+            },
+        };
+        let usable = candidates.intersection(cluster::connected());
+        let old = NodeId::new(header.replay_from.load(Ordering::Acquire) as u8);
+        // It stays the same one while it can be reached (specs/adr/0105).
+        let donor = old.filter(|old| usable.contains(*old)).or_else(|| usable.lowest());
+        let generation = header.replay_generation.swap(num.0, Ordering::AcqRel);
+        let number = donor.map_or(0, |donor| u32::from(donor.get()));
+        let before = header.replay_from.swap(number, Ordering::AcqRel);
+        if before != number || (number != 0 && generation != num.0) {
+            machine::wake_receivers();
+        }
+        self.ask_to_be_included(status, donor);
+    }
+
+    fn ask_to_be_included(&mut self, status: StatusInGeneration, donor: Option<NodeId>) {
+        let near = |peer: &NodeId| {
+            let state = shmem::peer(*peer);
+            let end = state.log_end.load(Ordering::Acquire);
+            end != 0 && end.saturating_sub(state.received_lsn.load(Ordering::Acquire)) <= NEAR
+        };
+        let replays = |donor: NodeId| shmem::peer(donor).replaying.load(Ordering::Acquire) != 0;
+        let caught_up = status == StatusInGeneration::Dead
+            && donor.is_some_and(replays)
+            && cluster::connected().without(self.me).iter().all(|peer| near(&peer));
+        if caught_up != self.caught_up {
+            self.caught_up = caught_up;
+            machine::generation(Generation::CaughtUp(caught_up));
+        }
+    }
+
+    fn keep_house(&mut self, now: Instant) {
+        machine::feed(Input::Horizon(xact::oldest_running()));
+        let end = wal::inserted();
+        let online = machine::look(|node| {
+            node.serves().then(|| (node.membership().current().generation.num, *node.forgotten()))
+        });
+        if let Some((num, forgotten)) = online.flatten() {
+            self.online = num;
+            if end.0 > self.syncpoint.0 + 8192 {
+                let mut content = Vec::new();
+                Forgotten { below: forgotten }.encode(&mut content);
+                self.syncpoint = message::log(c"mtm-syncpoint", &content, false);
+            }
+        }
+        if now >= self.checkpoint {
+            self.checkpoint = now.plus_us(CHECKPOINT_US);
+            let start = wal::inserted();
+            let remembered = machine::look(|node| {
+                let found = node.remembered().map(Iterator::collect::<Vec<_>>);
+                found.map(|found| (found, *node.forgotten()))
+            });
+            if let Some((found, forgotten)) = remembered.flatten() {
+                durable::take_checkpoint(found, forgotten, start);
+            }
+        }
+    }
+}
+
+/// What other processes' steps left to this one.
+fn carry_out() {
+    loop {
+        let (persist, messages) = shmem::node(|state| {
+            let durable = state.deferred.durable;
+            let mut ready = Vec::new();
+            for place in &mut state.deferred.messages {
+                if place.is_some_and(|(_, _, after)| after.is_none_or(|token| token <= durable)) {
+                    ready.extend(place.take());
+                }
+            }
+            (state.deferred.persist, ready)
+        });
+        let idle = persist.is_none() && messages.is_empty();
+        for (to, message, _) in messages {
+            dmq::send_wire(to, &Wire::Generation(message));
+        }
+        if let Some((token, record)) = persist {
+            durable::write_record(&record);
+            machine::feed_after(Input::Generation(Generation::Persisted(token)), |state| {
+                state.deferred.durable = token;
+                if state.deferred.persist.is_some_and(|(newest, _)| newest == token) {
+                    state.deferred.persist = None;
+                }
+            });
+        }
+        if idle {
+            return;
+        }
+    }
+}

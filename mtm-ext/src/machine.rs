@@ -49,8 +49,8 @@ pub fn announce(xid: Xid) -> Option<Effect> {
             Effect::WriteAnnouncement(gid) => Some(*gid),
             _ => None,
         });
-        if let Some(gid) = stamped {
-            *state.mine() = Backend { gid: Some(gid), ..Backend::FREE };
+        if stamped.is_some() {
+            state.occupy(stamped);
         }
     };
     let effects = run_noting(Input::Announce(xid), Finisher::Workers, note);
@@ -236,7 +236,7 @@ fn route(
     if let Input::Message { message: PeerMessage::Committed(gid), .. } = input {
         // Whoever waits for all members' commits.
         let members = state.node().map(|n| n.membership().current().generation.members);
-        let entry = state.node().and_then(|mut node| node.transaction(&gid));
+        let entry = state.node().and_then(|node| node.transaction(&gid));
         let all = match (entry.map(|e| e.role), members) {
             (Some(Role::Own(own)), Some(members)) => own.missing().intersection(members).is_empty(),
             _ => true,
@@ -263,13 +263,6 @@ fn tell_backend(
 fn wake_waiting(state: &NodeState, wakes: &mut Wakes) {
     let waits = |(i, b): (usize, &Backend)| (b.gid.is_some() || b.waits).then_some(i as i32);
     wakes.procs.extend(state.backends.iter().enumerate().filter_map(waits));
-}
-
-/// Wakes every process that waits for something of the cluster, so that it looks again.
-pub fn wake_waiters() {
-    let mut wakes = Wakes::default();
-    shmem::node(|state| wake_waiting(state, &mut wakes));
-    wakes.wake();
 }
 
 /// Who ends this prepared transaction: the process that has it, else the resolver.

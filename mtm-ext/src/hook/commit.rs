@@ -102,7 +102,7 @@ pub fn locks_released() {
 }
 
 fn free_mine() {
-    shmem::node(|state| *state.mine() = Backend::FREE);
+    shmem::node(|state| state.occupy(None));
 }
 
 /// The number of the running transaction, if members must agree to it.
@@ -239,7 +239,8 @@ fn abort_is_accepted(gid: Gid) -> bool {
 }
 
 fn cause_here(place: &Backend) -> Option<Cause> {
-    if let Some(refusal) = place.refusal {
+    let at = proc::my_procno() as usize;
+    if let Some(refusal) = shmem::node(|state| state.refusals[at]) {
         return Some(Cause::Refused(refusal));
     }
     if let Some(winner) = place.lost_to {

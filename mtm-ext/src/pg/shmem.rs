@@ -119,8 +119,6 @@ pub struct Backend {
     pub outcome: Option<Outcome>,
     /// Its outcome is decided by others.
     pub gave_up: bool,
-    /// The first refusal that came.
-    pub refusal: Option<RefusalCopy>,
     /// Set when it lost a conflict here: against this transaction.
     pub lost_to: Option<Gid>,
     /// Wants to be woken when the node's state changes.
@@ -134,7 +132,6 @@ impl Backend {
         commit: false,
         outcome: None,
         gave_up: false,
-        refusal: None,
         lost_to: None,
         waits: false,
     };
@@ -196,6 +193,8 @@ pub struct NodeState {
     slots: &'static mut [Slot<Entry>],
     /// By process.
     pub backends: &'static mut [Backend],
+    /// The first refusal that came, by process as `backends`: apart from them, for it is large.
+    pub refusals: &'static mut [Option<RefusalCopy>],
     /// By transaction.
     pub notes: Table<'static, Note>,
     /// For the campaigner.
@@ -224,6 +223,20 @@ impl NodeState {
     pub fn backend_of(&mut self, gid: &Gid) -> Option<(ProcNo, &mut Backend)> {
         let at = self.backends.iter().position(|b| b.gid == Some(*gid))?;
         Some((at as ProcNo, &mut self.backends[at]))
+    }
+
+    /// Keeps why a member refuses the transaction of this process.
+    pub fn refuse(&mut self, gid: &Gid, refusal: &RefusalCopy) {
+        if let Some((procno, _)) = self.backend_of(gid) {
+            self.refusals[procno as usize].get_or_insert(*refusal);
+        }
+    }
+
+    /// Frees this process' place, or takes it for a transaction.
+    pub fn occupy(&mut self, gid: Option<Gid>) {
+        let at = proc::my_procno() as usize;
+        self.backends[at] = Backend { gid, ..Backend::FREE };
+        self.refusals[at] = None;
     }
 
     /// This process' place.
@@ -348,6 +361,7 @@ struct Shared {
     core: *mut Option<Core>,
     deferred: *mut Deferred,
     backends: *mut Backend,
+    refusals: *mut Option<RefusalCopy>,
     entries: *mut Slot<Entry>,
     notes: *mut Slot<Note>,
     n_notes: usize,
@@ -414,6 +428,7 @@ fn total() -> usize {
         + align(size_of::<Option<Core>>())
         + align(size_of::<Deferred>())
         + align(backends * size_of::<Backend>())
+        + align(backends * size_of::<Option<RefusalCopy>>())
         + align(ENTRIES * size_of::<Slot<Entry>>())
         + align(notes_for(participants) * size_of::<Slot<Note>>())
         + align(workers * size_of::<WorkerSlot>())
@@ -465,7 +480,8 @@ extern "C-unwind" fn startup() {
         let core = participants.add(align(n_participants * size_of::<Slot<Part>>()));
         let deferred = core.add(align(size_of::<Option<Core>>()));
         let backends = deferred.add(align(size_of::<Deferred>()));
-        let entries = backends.add(align(n_coordinators * size_of::<Backend>()));
+        let refusals = backends.add(align(n_coordinators * size_of::<Backend>()));
+        let entries = refusals.add(align(n_coordinators * size_of::<Option<RefusalCopy>>()));
         let notes = entries.add(align(ENTRIES * size_of::<Slot<Entry>>()));
         let n_notes = notes_for(n_participants);
         let workers = notes.add(align(n_notes * size_of::<Slot<Note>>()));
@@ -479,6 +495,7 @@ extern "C-unwind" fn startup() {
             core: core.cast(),
             deferred: deferred.cast(),
             backends: backends.cast(),
+            refusals: refusals.cast(),
             entries: entries.cast(),
             notes: notes.cast(),
             n_notes,
@@ -527,6 +544,7 @@ unsafe fn format_memory(shared: &Shared) {
         shared.deferred.write(Deferred::NONE);
         for i in 0..shared.n_coordinators {
             shared.backends.add(i).write(Backend::FREE);
+            shared.refusals.add(i).write(None);
         }
         for i in 0..ENTRIES {
             shared.entries.add(i).write(Slot::FREE);
@@ -627,6 +645,7 @@ pub fn node<R>(body: impl FnOnce(&mut NodeState) -> R) -> R {
                 core: &mut *shared.core,
                 slots: core::slice::from_raw_parts_mut(shared.entries, ENTRIES),
                 backends: core::slice::from_raw_parts_mut(shared.backends, shared.n_coordinators),
+                refusals: core::slice::from_raw_parts_mut(shared.refusals, shared.n_coordinators),
                 notes: Table::new(core::slice::from_raw_parts_mut(shared.notes, shared.n_notes)),
                 deferred: &mut *shared.deferred,
             }

@@ -4,7 +4,7 @@
 use crate::pg::{bgworker, message, proc, shmem, sqlrun, wal, xact};
 use crate::{cluster, dmq, durable, guc, machine};
 use core::sync::atomic::Ordering;
-use mtm_core::{GenNum, Instant, Lsn, Machine, NodeId, NodeSet};
+use mtm_core::{Instant, Lsn, Machine, NodeId, NodeSet};
 use mtm_generations::{Input as Generation, Membership, StatusInGeneration, Timing};
 use mtm_logrep::journal::Forgotten;
 use mtm_node::wire::Wire;
@@ -26,13 +26,9 @@ struct Campaigner {
     timing: Timing,
     connected: NodeSet,
     caught_up: bool,
-    /// Until then peers that have not come yet are waited for.
-    patience: Instant,
     housekeeping: Instant,
     checkpoint: Instant,
-    position: Instant,
     syncpoint: Lsn,
-    online: GenNum,
 }
 
 /// Runs until the server stops.
@@ -51,12 +47,9 @@ pub fn run() {
         timing: timing(),
         connected: NodeSet::EMPTY,
         caught_up: false,
-        patience: now.plus_us(cluster::recv_timeout_us()),
         housekeeping: now,
         checkpoint: now.plus_us(CHECKPOINT_US),
-        position: now,
         syncpoint: Lsn(0),
-        online: GenNum(0),
     };
     loop {
         bgworker::handle_signals();
@@ -68,7 +61,7 @@ pub fn run() {
 
 fn timing() -> Timing {
     let heartbeat_us = u64::from(guc::HEARTBEAT_SEND_TIMEOUT.get().unsigned_abs()) * 1000;
-    Timing { heartbeat_us, ..Timing::default() }
+    Timing { heartbeat_us, patience_us: cluster::recv_timeout_us(), ..Timing::default() }
 }
 
 /// At the server's start: what was unfinished before is found out, behind the fence.
@@ -94,16 +87,12 @@ impl Campaigner {
     fn turn(&mut self) {
         let now = proc::now();
         self.follow_settings();
-        self.listen(now);
+        self.listen();
         if machine::look(|node| node.deadline()).flatten().is_some_and(|at| at <= now) {
             machine::generation(Generation::Wake);
         }
         self.choose_donor();
         carry_out();
-        if now >= self.position {
-            self.position = now.plus_us(self.timing.heartbeat_us);
-            dmq::send_wire(shmem::header().peers_set(), &Wire::Position(wal::flushed()));
-        }
         if now >= self.housekeeping {
             self.housekeeping = now.plus_us(HOUSEKEEPING_US);
             self.keep_house(now);
@@ -115,11 +104,8 @@ impl Campaigner {
         let machine = machine::look(|node| node.deadline()).flatten();
         let header = shmem::header();
         let silent = header.peers_set().iter().filter_map(cluster::heard_until).min();
-        [machine, silent.map(|at| at.plus_us(1000)), Some(self.position), Some(self.housekeeping)]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or(self.housekeeping)
+        let silent = silent.map(|at| at.plus_us(1000));
+        [machine, silent].into_iter().flatten().min().unwrap_or(self.housekeeping).min(self.housekeeping)
     }
 
     fn follow_settings(&mut self) {
@@ -131,13 +117,8 @@ impl Campaigner {
     }
 
     /// Tells the machine which peers are heard.
-    fn listen(&mut self, now: Instant) {
+    fn listen(&mut self) {
         let connected = cluster::connected();
-        let all = shmem::header().configured_nodes();
-        if now < self.patience && connected != all && self.online == GenNum(0) {
-            // At the start: those who come a moment later should not be left out for that.
-            return;
-        }
         if connected != self.connected {
             self.connected = connected;
             machine::generation(Generation::Connected(connected));
@@ -199,11 +180,8 @@ impl Campaigner {
     fn keep_house(&mut self, now: Instant) {
         machine::feed(Input::Horizon(xact::oldest_running()));
         let end = wal::inserted();
-        let online = machine::look(|node| {
-            node.serves().then(|| (node.membership().current().generation.num, *node.forgotten()))
-        });
-        if let Some((num, forgotten)) = online.flatten() {
-            self.online = num;
+        let online = machine::look(|node| node.serves().then(|| *node.forgotten()));
+        if let Some(forgotten) = online.flatten() {
             if end.0 > self.syncpoint.0 + 8192 {
                 let mut content = Vec::new();
                 Forgotten { below: forgotten }.encode(&mut content);

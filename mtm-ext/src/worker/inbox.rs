@@ -166,8 +166,6 @@ fn refused(from: NodeId, gid: &Gid, refusal: &Refusal<'_>) {
         detail: Text::new(refusal.detail),
     };
     machine::feed_after(Input::Message { from, message: PeerMessage::Refused(*gid) }, |state| {
-        if let Some((_, backend)) = state.backend_of(gid) {
-            backend.refusal.get_or_insert(copy);
-        }
+        state.refuse(gid, &copy);
     });
 }

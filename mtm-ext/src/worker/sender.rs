@@ -6,16 +6,15 @@ use crate::guc;
 use crate::pg::bgworker;
 use crate::pg::conn::{Conn, ConnError, CopyIn};
 use crate::pg::proc;
-use crate::pg::shmem;
+use crate::pg::{shmem, wal};
 use crate::pg::waitset::{WaitSet, Watch};
 use core::sync::atomic::Ordering;
 use mtm_core::{Instant, NodeId};
+use mtm_node::wire::Wire;
 use std::collections::BTreeMap;
 
 /// Pause between attempts to connect.
 const RETRY_US: u64 = 200_000;
-/// A connected link is looked at least so often.
-const IDLE_US: u64 = 1_000_000;
 /// Bytes taken from one ring before the others are looked at.
 const BATCH_BYTES: usize = 32 * 1024;
 
@@ -25,6 +24,7 @@ struct Link {
     outgoing: Outgoing,
     incoming: Incoming,
     not_before: Instant,
+    next_heartbeat: Instant,
     unsent: bool,
     complained: bool,
 }
@@ -80,6 +80,7 @@ fn reconnect(node: NodeId, link: &mut Link) {
             link.conn = Some(conn);
             link.outgoing = Outgoing::default();
             link.incoming = Incoming::default();
+            link.next_heartbeat = Instant(0);
             link.complained = false;
             shmem::peer(node).link_up.store(1, Ordering::Release);
             pgrx::debug1!("multimaster: connected to node {node}");
@@ -132,7 +133,15 @@ fn pump(node: NodeId, link: &mut Link) -> Result<(), ConnError> {
         inbox::take_all(node, &mut link.incoming)
             .map_err(|error| ConnError::Connection(format!("malformed answer: {error}")))?;
     }
+    let now = proc::now();
     let mut message = Vec::new();
+    if now >= link.next_heartbeat {
+        // From here, where no disk is waited for: a slow one must not look like a dead node.
+        let interval = u64::from(guc::HEARTBEAT_SEND_TIMEOUT.get().unsigned_abs()) * 1000;
+        link.next_heartbeat = now.plus_us(interval);
+        Wire::Position(wal::flushed()).encode(&mut message);
+        link.outgoing.push(&message);
+    }
     let ring = shmem::ring(node);
     // What the connection does not take stays in the ring, which is bounded.
     while !link.unsent && link.outgoing.len() < BATCH_BYTES {
@@ -157,7 +166,7 @@ fn wait(set: &mut WaitSet, links: &BTreeMap<NodeId, Link>) {
     }
     let now = proc::now();
     let due = |link: &Link| match &link.conn {
-        Some(_) => IDLE_US,
+        Some(_) => link.next_heartbeat.since(now),
         None => link.not_before.since(now),
     };
     let timeout = links.values().map(due).min().unwrap_or(RETRY_US).max(1000);

@@ -38,8 +38,8 @@ pub fn recv_timeout_us() -> u64 {
 /// nothing is waited for.
 pub fn heard_until(peer: NodeId) -> Option<mtm_core::Instant> {
     let state = shmem::peer(peer);
-    let closed = state.link_up.load(Ordering::Acquire) == 0
-        && state.inbox_pid.load(Ordering::Acquire) == 0;
+    let closed =
+        state.link_up.load(Ordering::Acquire) == 0 && state.inbox_pid.load(Ordering::Acquire) == 0;
     let heard = state.last_heard_us.load(Ordering::Acquire);
     let streamed = if state.streaming.load(Ordering::Acquire) != 0 {
         heard

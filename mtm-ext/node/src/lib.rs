@@ -5,11 +5,13 @@
 //! simulated is what runs.
 #![forbid(unsafe_code)]
 
+mod checkpoint;
 mod conflict;
 mod entry;
 pub mod message;
 mod node;
 mod peer_message;
+pub mod restart;
 pub mod table;
 pub mod wire;
 
@@ -17,6 +19,7 @@ pub mod wire;
 #[doc = include_str!("../README.md")]
 mod readme {}
 
+pub use checkpoint::{Checkpoint, CheckpointError};
 pub use conflict::{Verdict, judge, wins};
 pub use entry::{Entry, Role, Waits};
 pub use node::{Below, Bug, Core, Effect, Found, Input, Misuse, Node, Outcome, Rejection};

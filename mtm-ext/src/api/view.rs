@@ -1,7 +1,7 @@
 //! What users see: `mtm.status()` and `mtm.nodes()`.
 
-use crate::{cluster, machine};
 use crate::pg::shmem;
+use crate::{cluster, machine};
 use core::sync::atomic::Ordering;
 use mtm_core::{NodeId, NodeSet};
 use pgrx::prelude::*;

@@ -144,12 +144,12 @@ fn stamp(xid: Xid) -> Gid {
             Some(Effect::WriteAnnouncement(gid)) => return gid,
             Some(Effect::Rejected(_, Rejection::TableFull)) => {
                 ereport!(
-                ERROR,
-                PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-                "too many transactions of the cluster are unfinished or not forgotten yet",
-                "A transaction that has been open for very long on any node keeps what came after \
+                    ERROR,
+                    PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                    "too many transactions of the cluster are unfinished or not forgotten yet",
+                    "A transaction that has been open for very long on any node keeps what came after \
                  it from being forgotten."
-            );
+                );
             }
             // The generation changes just now.
             _ => {

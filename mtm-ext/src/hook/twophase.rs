@@ -6,12 +6,12 @@
 //! their own rule").
 
 use super::commit::{
-    announce_used_sequences, raise_refusal, refuse_unless_online,
-    write_announcement, xid_to_announce,
+    announce_used_sequences, raise_refusal, refuse_unless_online, write_announcement,
+    xid_to_announce,
 };
+use crate::machine::log_abort_accepted;
 use crate::pg::shmem::{self, RefusalCopy};
 use crate::pg::{message, proc, xact};
-use crate::machine::log_abort_accepted;
 use crate::{cluster, dmq, guc, machine};
 use core::cell::Cell;
 use core::sync::atomic::Ordering;

@@ -33,6 +33,14 @@ unsafe extern "C-unwind" {
     pub fn pq_getmessage(s: pg_sys::StringInfo, maxlen: c_int) -> c_int;
 }
 
+/// `access/xlogutils.h`: what `read_local_xlog_page_no_wait` tells.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct ReadLocalXLogPageNoWaitPrivate {
+    /// There is no more.
+    pub end_of_wal: bool,
+}
+
 /// `libpq/libpq.h`: the methods of the client connection.
 #[repr(C)]
 pub struct PQcommMethods {
@@ -45,6 +53,22 @@ pub struct PQcommMethods {
 }
 
 unsafe extern "C-unwind" {
+    /// `access/xlogutils.h`: a reader's callback, here only for its address.
+    pub fn read_local_xlog_page_no_wait(
+        state: *mut pg_sys::XLogReaderState,
+        target_page: pg_sys::XLogRecPtr,
+        requested: c_int,
+        target_record: pg_sys::XLogRecPtr,
+        page: *mut c_char,
+    ) -> c_int;
+    /// `access/xlogutils.h`: likewise.
+    pub fn wal_segment_open(
+        state: *mut pg_sys::XLogReaderState,
+        segment: pg_sys::XLogSegNo,
+        timeline: *mut pg_sys::TimeLineID,
+    );
+    /// `access/xlogutils.h`: likewise.
+    pub fn wal_segment_close(state: *mut pg_sys::XLogReaderState);
     /// `tcop/tcopprot.h`: a signal handler.
     pub fn die(signal: c_int);
     /// `postmaster/interrupt.h`: a signal handler.

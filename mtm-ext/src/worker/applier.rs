@@ -3,11 +3,11 @@
 
 use super::spill::{self, Part, Rows};
 use super::{finish, users};
-use crate::{cluster, dmq, machine};
 use crate::pg::bgworker::{self, Caught};
 use crate::pg::rows::Applier;
 use crate::pg::shmem::{self, WorkerSlot};
 use crate::pg::{pipe, proc, segment, twophase, walwake, xact};
+use crate::{cluster, dmq, machine};
 use core::panic::AssertUnwindSafe;
 use core::sync::atomic::Ordering;
 use mtm_core::{Gid, NodeId};

@@ -5,10 +5,10 @@
 //! have voted yes here; and the same holds the other way round at the other's origin. Both origins
 //! apply the same rule to the same two names, so that exactly one of the two survives.
 
-use crate::{guc, machine};
 use crate::pg::lockwait;
 use crate::pg::proc;
 use crate::pg::shmem;
+use crate::{guc, machine};
 use mtm_core::{Gid, Instant};
 use mtm_node::{Input, Verdict, judge};
 
@@ -98,11 +98,8 @@ fn abort_ours(blocker: proc::ProcNo, ours: Gid, theirs: Gid, judged: bool) {
         }
         return;
     }
-    let input = if judged {
-        Input::Conflict { waiter: theirs, holder: ours }
-    } else {
-        Input::Cancel(ours)
-    };
+    let input =
+        if judged { Input::Conflict { waiter: theirs, holder: ours } } else { Input::Cancel(ours) };
     machine::feed_after(input, |state| {
         if let Some((_, backend)) = state.backend_of(&ours) {
             backend.lost_to.get_or_insert(theirs);

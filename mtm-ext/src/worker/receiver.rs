@@ -117,7 +117,8 @@ fn recovers_from(origin: NodeId) -> bool {
 fn refuse_left(origin: NodeId) {
     let left: Vec<Gid> = shmem::node(|state| {
         let Some(node) = state.node() else { return Vec::new() };
-        let applying = |role: &Role| matches!(role, Role::Peer(p) if p.state() == ParticipantState::Applying);
+        let applying =
+            |role: &Role| matches!(role, Role::Peer(p) if p.state() == ParticipantState::Applying);
         let all: Vec<Gid> = node
             .transactions()
             .filter(|(gid, entry)| gid.origin == origin && applying(&entry.role))

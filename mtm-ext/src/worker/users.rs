@@ -3,8 +3,8 @@
 //! These are not the machine's (see [`crate::hook::twophase`]): nobody but the origin decides.
 
 use crate::dmq;
-use crate::pg::bgworker::Caught;
 use crate::machine::log_abort_accepted;
+use crate::pg::bgworker::Caught;
 use crate::pg::shmem::{self, Part, RefusalCopy, Text};
 use crate::pg::xact::{self, XidStatus};
 use crate::pg::{proc, twophase};

@@ -1,0 +1,265 @@
+//! What a node must remember across a restart and cannot read in its own write-ahead log, as the
+//! bytes of a file.
+//!
+//! All numbers are big-endian.
+//!
+//! ```text
+//! offset  bytes  field
+//!      0      4  "MTMt"
+//!      4      2  version, 1
+//!      6      1  this node
+//!      7      8  cluster
+//!     15      8  start: the log says everything else from here on
+//!     23    128  forgotten, by origin
+//!    151      4  n
+//!    155   n*18  gid, what was found
+//!      -      4  CRC-32 of everything before
+//! ```
+//! A torn, short, foreign or newer file is an error with a name, never a guess.
+
+use crate::{Below, Found};
+use mtm_core::wire::{DecodeError, DecodeErrorKind, Reader, Writer};
+use mtm_core::{Gid, Lsn, MAX_NODES, NodeId, Xid};
+
+const MAGIC: &[u8; 4] = b"MTMt";
+const VERSION: u16 = 1;
+/// Of one remembered transaction.
+const ITEM_BYTES: usize = 18;
+const FIXED_BYTES: usize = 159;
+
+/// What a restart begins with.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Checkpoint {
+    /// Whose it is.
+    pub node: NodeId,
+    /// Which cluster it belongs to.
+    pub cluster: u64,
+    /// What happened later is in this node's log from here on.
+    pub start: Lsn,
+    /// [`Node::forgotten`](crate::Node::forgotten).
+    pub forgotten: Below,
+    /// [`Node::remembered`](crate::Node::remembered).
+    pub remembered: Vec<(Gid, Found)>,
+}
+
+/// Why a checkpoint's bytes cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// Something else.
+    #[error("it is no list of transactions")]
+    NotACheckpoint,
+    /// Written by a version this one does not know.
+    #[error("it has version {0}, this version reads {VERSION}")]
+    Version(u16),
+    /// The checksum does not match: a torn write or a damaged disk.
+    #[error("it is torn or damaged")]
+    Torn,
+    /// Another node's, for example copied with its data directory.
+    #[error("it belongs to node {0}")]
+    OtherNode(NodeId),
+    /// Another cluster's.
+    #[error("it belongs to another cluster")]
+    OtherCluster,
+    /// The checksum matches but the content does not make sense.
+    #[error("it is malformed: {0}")]
+    Malformed(DecodeError),
+}
+
+const WORDS: [(u8, Found); 6] = [
+    (b'P', Found::Prepared),
+    (b'x', Found::AbortAccepted { prepared: false }),
+    (b'X', Found::AbortAccepted { prepared: true }),
+    (b'C', Found::Committed),
+    (b'A', Found::Aborted),
+    (b'n', Found::AnnouncedOnly),
+];
+
+const fn tag(found: Found) -> u8 {
+    match found {
+        Found::Prepared => b'P',
+        Found::AbortAccepted { prepared: false } => b'x',
+        Found::AbortAccepted { prepared: true } => b'X',
+        Found::Committed => b'C',
+        Found::Aborted => b'A',
+        Found::AnnouncedOnly => b'n',
+    }
+}
+
+impl Checkpoint {
+    /// Of a node that has seen no transaction yet.
+    pub const fn first(node: NodeId, cluster: u64, start: Lsn) -> Self {
+        let forgotten = [Xid(0); MAX_NODES as usize];
+        Self { node, cluster, start, forgotten, remembered: Vec::new() }
+    }
+
+    /// The file's bytes.
+    ///
+    /// # Panics
+    /// With 2^32 or more transactions, which no memory holds.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(FIXED_BYTES + ITEM_BYTES * self.remembered.len());
+        let mut w = Writer::new(&mut out);
+        w.raw(MAGIC);
+        w.u16(VERSION);
+        w.u8(self.node.get());
+        w.u64(self.cluster);
+        w.u64(self.start.0);
+        for xid in &self.forgotten {
+            w.u64(xid.0);
+        }
+        w.u32(u32::try_from(self.remembered.len()).expect("the table is smaller"));
+        for (gid, found) in &self.remembered {
+            gid.encode(&mut w);
+            w.u8(tag(*found));
+        }
+        let crc = crc32fast::hash(&out);
+        Writer::new(&mut out).u32(crc);
+        out
+    }
+
+    /// Reads the file of `node` in `cluster`.
+    ///
+    /// # Errors
+    /// When it is torn, foreign or of another version.
+    pub fn from_bytes(bytes: &[u8], node: NodeId, cluster: u64) -> Result<Self, CheckpointError> {
+        if bytes.len() < 10 || !bytes.starts_with(MAGIC) {
+            return Err(CheckpointError::NotACheckpoint);
+        }
+        let (body, crc) = bytes.split_at(bytes.len() - 4);
+        if crc != crc32fast::hash(body).to_be_bytes() {
+            return Err(CheckpointError::Torn);
+        }
+        let version = u16::from_be_bytes([bytes[4], bytes[5]]);
+        if version != VERSION {
+            return Err(CheckpointError::Version(version));
+        }
+        let read = Self::decode(&body[6..]).map_err(CheckpointError::Malformed)?;
+        if read.cluster != cluster {
+            return Err(CheckpointError::OtherCluster);
+        }
+        if read.node != node {
+            return Err(CheckpointError::OtherNode(read.node));
+        }
+        Ok(read)
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(bytes);
+        let (node, cluster, start) = (r.node()?, r.u64()?, Lsn(r.u64()?));
+        let mut read = Self::first(node, cluster, start);
+        for xid in &mut read.forgotten {
+            *xid = Xid(r.u64()?);
+        }
+        let n = r.u32()? as usize;
+        if n > r.remaining() / ITEM_BYTES {
+            return Err(r.error(DecodeErrorKind::Truncated));
+        }
+        read.remembered.reserve_exact(n);
+        for _ in 0..n {
+            let gid = Gid::decode(&mut r)?;
+            let unknown = r.error(DecodeErrorKind::Unknown("word about a transaction"));
+            let word = r.u8()?;
+            let known = WORDS.iter().find(|(tag, _)| *tag == word).ok_or(unknown)?;
+            read.remembered.push((gid, known.1));
+        }
+        r.finish()?;
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mtm_core::GenNum;
+    use proptest::prelude::*;
+
+    fn node(n: u8) -> NodeId {
+        NodeId::new(n).unwrap()
+    }
+
+    fn any_checkpoint() -> impl Strategy<Value = Checkpoint> {
+        let gid = (1u8..=16, any::<u64>(), any::<u64>()).prop_map(|(n, x, g)| Gid {
+            origin: node(n),
+            xid: Xid(x),
+            generation: GenNum(g),
+        });
+        let item = (gid, 0..WORDS.len()).prop_map(|(gid, word)| (gid, WORDS[word].1));
+        let below = prop::array::uniform16(any::<u64>().prop_map(Xid));
+        (1u8..=16, any::<u64>(), any::<u64>(), below, prop::collection::vec(item, 0..20)).prop_map(
+            |(n, cluster, start, forgotten, remembered)| Checkpoint {
+                node: node(n),
+                cluster,
+                start: Lsn(start),
+                forgotten,
+                remembered,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn checkpoints_round_trip(c in any_checkpoint()) {
+            let bytes = c.to_bytes();
+            prop_assert_eq!(bytes.len(), FIXED_BYTES + ITEM_BYTES * c.remembered.len());
+            let (node, cluster) = (c.node, c.cluster);
+            prop_assert_eq!(Checkpoint::from_bytes(&bytes, node, cluster), Ok(c));
+        }
+
+        #[test]
+        fn a_torn_file_is_an_error(c in any_checkpoint(), cut in any::<prop::sample::Index>()) {
+            let bytes = c.to_bytes();
+            let torn = &bytes[..cut.index(bytes.len())];
+            prop_assert!(Checkpoint::from_bytes(torn, c.node, c.cluster).is_err());
+        }
+
+        #[test]
+        fn a_damaged_bit_is_an_error(c in any_checkpoint(), at in any::<prop::sample::Index>()) {
+            let mut bytes = c.to_bytes();
+            let bit = at.index(8 * bytes.len());
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(Checkpoint::from_bytes(&bytes, c.node, c.cluster).is_err());
+        }
+
+        #[test]
+        fn a_longer_file_is_an_error(c in any_checkpoint(), more in prop::collection::vec(any::<u8>(), 1..9)) {
+            let bytes = [c.to_bytes(), more].concat();
+            prop_assert!(Checkpoint::from_bytes(&bytes, c.node, c.cluster).is_err());
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(tail: Vec<u8>) {
+            let _ = Checkpoint::from_bytes(&tail, node(1), 1);
+            // With the right head and checksum, so that the rest is looked at.
+            let mut bytes = [MAGIC.as_slice(), &[0, 1], &tail].concat();
+            let crc = crc32fast::hash(&bytes);
+            bytes.extend_from_slice(&crc.to_be_bytes());
+            if let Ok(c) = Checkpoint::from_bytes(&bytes, node(1), 1) {
+                prop_assert_eq!(c.to_bytes(), bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn foreign_files_are_named() {
+        let bytes = Checkpoint::first(node(2), 7, Lsn(9)).to_bytes();
+        let read = |n, cluster| Checkpoint::from_bytes(&bytes, node(n), cluster).err();
+        assert_eq!(read(2, 8), Some(CheckpointError::OtherCluster));
+        assert_eq!(read(1, 7), Some(CheckpointError::OtherNode(node(2))));
+        assert_eq!(read(2, 7), None);
+        let mut newer = bytes.clone();
+        newer[5] = 2;
+        let body = newer.len() - 4;
+        let crc = crc32fast::hash(&newer[..body]).to_be_bytes();
+        newer[body..].copy_from_slice(&crc);
+        let read = Checkpoint::from_bytes(&newer, node(2), 7);
+        assert_eq!(read, Err(CheckpointError::Version(2)));
+    }
+
+    #[test]
+    fn every_word_has_one_tag() {
+        for (byte, found) in WORDS {
+            assert_eq!(tag(found), byte);
+        }
+    }
+}

@@ -1,0 +1,236 @@
+use super::*;
+use mtm_core::{GenNum, Lsn};
+use proptest::prelude::*;
+
+const ME: u8 = 1;
+
+fn gid(origin: u8, xid: u64) -> Gid {
+    Gid { origin: NodeId::new(origin).unwrap(), xid: Xid(xid), generation: GenNum(3) }
+}
+
+fn checkpoint(remembered: &[(Gid, Found)]) -> Checkpoint {
+    let first = Checkpoint::first(NodeId::new(ME).unwrap(), 7, Lsn(1));
+    Checkpoint { remembered: remembered.to_vec(), ..first }
+}
+
+/// What is found after these records, with these prepared and these own ones in the commit log.
+fn found(
+    remembered: &[(Gid, Found)],
+    words: &[Word],
+    prepared: &[Gid],
+    committed: &[u64],
+) -> Vec<(Gid, Found)> {
+    let mut restart = Restart::new(&checkpoint(remembered));
+    words.iter().for_each(|word| restart.read(*word));
+    let prepared = prepared.iter().copied().collect();
+    restart.finish(&prepared, |xid| committed.contains(&xid.0))
+}
+
+const ACCEPTED: Found = Found::AbortAccepted { prepared: false };
+const ACCEPTED_PREPARED: Found = Found::AbortAccepted { prepared: true };
+
+#[test]
+fn an_own_transaction_is_announced_until_its_commit_is_found() {
+    let own = gid(ME, 900);
+    let words = [Word::Marked { xid: 900, gid: own }, Word::Announced(own)];
+    assert_eq!(found(&[], &words, &[], &[]), [(own, Found::AnnouncedOnly)]);
+    assert_eq!(found(&[], &words, &[], &[900]), [(own, Found::Committed)]);
+    let committed = [words[0], words[1], Word::Committed { xid: 900, gid: None }];
+    assert_eq!(found(&[], &committed, &[], &[]), [(own, Found::Committed)]);
+    // Another transaction's commit is none of its.
+    let other = [words[0], words[1], Word::Committed { xid: 901, gid: None }];
+    assert_eq!(found(&[], &other, &[], &[]), [(own, Found::AnnouncedOnly)]);
+}
+
+#[test]
+fn the_commit_log_speaks_of_own_transactions_only() {
+    // Another node's number may be a committed one here.
+    let others = gid(2, 900);
+    let remembered = [(others, Found::AnnouncedOnly)];
+    assert_eq!(found(&remembered, &[], &[], &[900]), [(others, Found::AnnouncedOnly)]);
+}
+
+#[test]
+fn an_accepted_abort_of_an_own_announced_one_leaves_it_announced() {
+    let own = gid(ME, 900);
+    let words = [Word::Announced(own), Word::AbortAccepted(own)];
+    assert_eq!(found(&[], &words, &[], &[]), [(own, Found::AnnouncedOnly)]);
+    let remembered = [(own, Found::AnnouncedOnly)];
+    assert_eq!(found(&remembered, &words[1..], &[], &[]), [(own, Found::AnnouncedOnly)]);
+    // Never heard of before: only the acceptance is known.
+    assert_eq!(found(&[], &words[1..], &[], &[]), [(own, ACCEPTED)]);
+}
+
+#[test]
+fn a_prepared_transaction_is_prepared_and_its_acceptance_is_kept() {
+    let theirs = gid(2, 5);
+    assert_eq!(found(&[], &[], &[theirs], &[]), [(theirs, Found::Prepared)]);
+    let accepted = [Word::AbortAccepted(theirs)];
+    assert_eq!(found(&[], &accepted, &[theirs], &[]), [(theirs, ACCEPTED_PREPARED)]);
+    assert_eq!(found(&[], &accepted, &[], &[]), [(theirs, ACCEPTED)]);
+    // Rolled back since it was saved.
+    let saved = [(theirs, ACCEPTED_PREPARED)];
+    assert_eq!(found(&saved, &[], &[], &[]), [(theirs, ACCEPTED)]);
+    assert_eq!(found(&saved, &[], &[theirs], &[]), [(theirs, ACCEPTED_PREPARED)]);
+}
+
+#[test]
+fn a_prepared_transaction_is_not_committed_whatever_was_saved() {
+    let theirs = gid(2, 5);
+    // `Committing` is saved as committed; the crash came before COMMIT PREPARED.
+    let saved = [(theirs, Found::Committed)];
+    assert_eq!(found(&saved, &[], &[theirs], &[]), [(theirs, Found::Prepared)]);
+}
+
+#[test]
+fn commits_of_others_are_found_by_name_and_by_marker() {
+    let (by_name, by_marker, open) = (gid(2, 5), gid(2, 6), gid(2, 7));
+    let words = [
+        Word::Marked { xid: 31, gid: by_marker },
+        Word::Marked { xid: 32, gid: open },
+        Word::Committed { xid: 30, gid: Some(by_name) },
+        Word::Committed { xid: 31, gid: None },
+    ];
+    let committed = [(by_name, Found::Committed), (by_marker, Found::Committed)];
+    assert_eq!(found(&[], &words, &[], &[]), committed);
+}
+
+#[test]
+fn what_was_given_up_here_and_replayed_later_is_committed() {
+    let own = gid(ME, 900);
+    let words = [
+        Word::Announced(own),
+        Word::Marked { xid: 2000, gid: own },
+        Word::Committed { xid: 2000, gid: None },
+    ];
+    assert_eq!(found(&[], &words, &[], &[]), [(own, Found::Committed)]);
+}
+
+#[test]
+fn an_installation_replaces_earlier_acceptances() {
+    let theirs = gid(2, 5);
+    let installed = |accepted_abort| Word::Installed { gid: theirs, accepted_abort };
+    let cleared = [Word::AbortAccepted(theirs), installed(false)];
+    assert_eq!(found(&[], &cleared, &[theirs], &[]), [(theirs, Found::Prepared)]);
+    assert_eq!(found(&[(theirs, ACCEPTED)], &cleared[1..], &[], &[]), []);
+    let kept = [installed(true)];
+    assert_eq!(found(&[], &kept, &[theirs], &[]), [(theirs, ACCEPTED_PREPARED)]);
+    let later = [installed(false), Word::AbortAccepted(theirs)];
+    assert_eq!(found(&[], &later, &[theirs], &[]), [(theirs, ACCEPTED_PREPARED)]);
+}
+
+#[test]
+fn users_own_two_phase_transactions_are_left_out() {
+    let users = Gid { generation: GenNum(1 << 63 | 3), ..gid(2, 5) };
+    let words = [Word::Announced(users), Word::Committed { xid: 1, gid: Some(users) }];
+    assert_eq!(found(&[(users, Found::Committed)], &words, &[users], &[]), []);
+}
+
+#[test]
+fn what_is_finished_and_forgotten_is_left_out() {
+    let (old, new, open) = (gid(2, 5), gid(2, 10), gid(2, 4));
+    let mut saved = checkpoint(&[(old, Found::Aborted)]);
+    saved.forgotten[1] = Xid(10);
+    let mut restart = Restart::new(&saved);
+    for done in [old, new] {
+        restart.read(Word::Committed { xid: 1, gid: Some(done) });
+    }
+    let all = restart.finish(&[open].into(), |_| false);
+    assert_eq!(all, [(open, Found::Prepared), (new, Found::Committed)]);
+}
+
+/// The rules of the driver's duty 7b said once more, transaction by transaction: what the records
+/// about it say is looked at from the last one back.
+fn by_the_rules(
+    remembered: Option<Found>,
+    words: &[Word],
+    prepared: bool,
+    committed: bool,
+    gid: Gid,
+) -> Option<Found> {
+    let own = gid.origin.get() == ME;
+    let mut last = remembered;
+    let mut names = BTreeMap::new();
+    for word in words {
+        last = match *word {
+            Word::Marked { xid, gid } => {
+                names.insert(xid, gid);
+                last
+            }
+            Word::Announced(g) if g == gid => Some(Found::AnnouncedOnly),
+            Word::Committed { xid, gid: g } => {
+                let named = names.remove(&xid);
+                if g == Some(gid) || named == Some(gid) { Some(Found::Committed) } else { last }
+            }
+            Word::AbortAccepted(g) if g == gid => {
+                if own && last.is_some() {
+                    last
+                } else {
+                    Some(ACCEPTED)
+                }
+            }
+            Word::Installed { gid: g, accepted_abort } if g == gid => {
+                accepted_abort.then_some(ACCEPTED_PREPARED)
+            }
+            _ => last,
+        };
+    }
+    match last {
+        Some(Found::AbortAccepted { .. }) => Some(Found::AbortAccepted { prepared }),
+        _ if prepared => Some(Found::Prepared),
+        Some(Found::AnnouncedOnly) if own && committed => Some(Found::Committed),
+        other => other,
+    }
+}
+
+fn any_gid() -> impl Strategy<Value = Gid> {
+    (1u8..=3, 0u64..3).prop_map(|(origin, xid)| gid(origin, xid))
+}
+
+fn any_word() -> impl Strategy<Value = Word> {
+    prop_oneof![
+        any_gid().prop_map(Word::Announced),
+        (0u32..4, any_gid()).prop_map(|(xid, gid)| Word::Marked { xid, gid }),
+        (0u32..4, prop::option::of(any_gid())).prop_map(|(xid, gid)| Word::Committed { xid, gid }),
+        any_gid().prop_map(Word::AbortAccepted),
+        (any_gid(), any::<bool>())
+            .prop_map(|(gid, accepted_abort)| Word::Installed { gid, accepted_abort }),
+    ]
+}
+
+fn any_found() -> impl Strategy<Value = Found> {
+    prop_oneof![
+        Just(ACCEPTED),
+        Just(ACCEPTED_PREPARED),
+        Just(Found::Committed),
+        Just(Found::Aborted),
+        Just(Found::AnnouncedOnly),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn every_transaction_gets_its_last_word(
+        remembered in prop::collection::btree_map(any_gid(), any_found(), 0..6),
+        words in prop::collection::vec(any_word(), 0..40),
+        prepared in prop::collection::btree_set(any_gid(), 0..6),
+        committed in prop::collection::btree_set(0u64..3, 0..3),
+    ) {
+        let list: Vec<_> = remembered.iter().map(|(gid, found)| (*gid, *found)).collect();
+        let mut restart = Restart::new(&checkpoint(&list));
+        words.iter().for_each(|word| restart.read(*word));
+        let all = restart.finish(&prepared, |xid| committed.contains(&xid.0));
+        let all: BTreeMap<_, _> = all.into_iter().collect();
+        for (origin, xid) in (1..=3).flat_map(|o| (0..3).map(move |x| (o, x))) {
+            let gid = gid(origin, xid);
+            let rules = by_the_rules(
+                remembered.get(&gid).copied(),
+                &words,
+                prepared.contains(&gid),
+                committed.contains(&xid),
+                gid,
+            );
+            prop_assert_eq!(all.get(&gid).copied(), rules, "{}", gid);
+        }
+    }
+}

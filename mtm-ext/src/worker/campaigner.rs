@@ -5,7 +5,7 @@ use crate::pg::{bgworker, message, proc, shmem, sqlrun, wal, xact};
 use crate::{cluster, dmq, durable, guc, machine};
 use core::sync::atomic::Ordering;
 use mtm_core::{Instant, Lsn, Machine, NodeId, NodeSet};
-use mtm_generations::{Input as Generation, Membership, StatusInGeneration, Timing};
+use mtm_generations::{Input as Generation, Membership, Record, StatusInGeneration, Timing};
 use mtm_logrep::journal::Forgotten;
 use mtm_node::wire::Wire;
 use mtm_node::{Core, Input};
@@ -69,9 +69,16 @@ fn begin(me: NodeId) {
     let header = shmem::header();
     let cluster = header.cluster_id.load(Ordering::Relaxed);
     let record = durable::read_record(me, cluster);
-    let membership = Membership::new(record, timing(), sqlrun::random_u64(), true);
-    shmem::node(|state| state.begin(Core::new(membership, RETRY_US)));
     let start = durable::found_at_start(me);
+    // A cluster that was made just now has nothing that a new generation would have to settle.
+    let new = start.found.is_empty() && record == Record::initial(me, cluster, record.current.generation.members);
+    let membership = Membership::new(record, timing(), sqlrun::random_u64(), !new);
+    shmem::node(|state| state.begin(Core::new(membership, RETRY_US)));
+    if new {
+        header.started.store(1, Ordering::Release);
+        proc::wake(header.monitor.load(Ordering::Acquire));
+        return;
+    }
     machine::feed(Input::Forgotten(start.forgotten));
     let n = start.found.len();
     for (gid, found) in start.found {

@@ -1,7 +1,7 @@
 //! mtm-logrep-receiver: reads one peer's stream and hands its transactions to apply workers, or
 //! replays everything that peer has committed while this node recovers.
 
-use super::applier::{self, InPlace};
+use super::applier::InPlace;
 use super::recovery::Replay;
 use super::spill::{self, EarlyIncoming, Incoming, Task};
 use super::{conflict, users};

@@ -103,7 +103,7 @@ fn ask_abort(from: NodeId, gid: &Gid) {
     let step = shmem::participants(|table| {
         let fresh = || Part {
             participant: Participant::new(),
-            lsn: mtm_core::Lsn(0),
+            lsn: Lsn(0),
             worker: proc::NO_PROC,
             taken: false,
             asked_us: proc::now().0,

@@ -13,8 +13,8 @@
 
 use crate::message::{MAX_TEXT, Message, Refusal};
 use crate::peer_message::PeerMessage;
-use mtm_core::{Gid, Lsn};
 use mtm_core::wire::{DecodeError, DecodeErrorKind, Reader, Writer};
+use mtm_core::{Gid, Lsn};
 use mtm_generations as generations;
 
 const GENERATION: u8 = b'G';
@@ -143,7 +143,7 @@ mod tests {
 
     fn any_parts() -> impl Strategy<Value = Parts> {
         let texts = ("\\PC{0,200}", "\\PC{0,300}");
-        (1u8..=16, any::<(u64, u64, u64)>(), 0u64..1 << 16, texts, 0u8..14).prop_map(
+        (1u8..=16, any::<(u64, u64, u64)>(), 0u64..1 << 16, texts, 0u8..15).prop_map(
             |(node, (x, g, num), set, texts, which)| {
                 let origin = NodeId::new(node).unwrap();
                 let gid = Gid { origin, xid: Xid(x), generation: GenNum(g) };
@@ -179,6 +179,7 @@ mod tests {
             10 => Wire::User(Message::Refused(gid, refusal)),
             11 => Wire::User(Message::Heartbeat { connected: set, ready: true }),
             12 => Wire::User(Message::Decided(gid, Decree::Commit)),
+            13 => Wire::Position(Lsn(gid.xid.0)),
             _ => Wire::User(Message::Prepared(gid)),
         }
     }
@@ -207,7 +208,7 @@ mod tests {
         }
 
         #[test]
-        fn what_reads_encodes_to_the_same_bytes(bytes: Vec<u8>, channel in "[GPRU]") {
+        fn what_reads_encodes_to_the_same_bytes(bytes: Vec<u8>, channel in "[GPRUL]") {
             let sent = [channel.as_bytes(), &bytes].concat();
             for sent in [sent, bytes] {
                 if let Ok(message) = Wire::decode(&sent) {
@@ -236,8 +237,9 @@ mod tests {
             first(Wire::Peer(PeerMessage::Prepared(gid))),
             first(Wire::Refused(gid, refusal)),
             first(Wire::User(Message::Prepared(gid))),
+            first(Wire::Position(Lsn(7))),
         ];
-        assert_eq!(all, *b"GPRU");
+        assert_eq!(all, *b"GPRUL");
         assert!(Wire::decode(b"").is_err() && Wire::decode(b"x").is_err());
     }
 

@@ -141,6 +141,8 @@ pub struct Plan {
     pub write: Slowness,
     /// Percent of transactions that a member cannot apply.
     pub refusals: u64,
+    /// How long a starting node waits for members that it has not met yet.
+    pub patience_us: u64,
     /// Disturbances, by time.
     pub faults: Vec<(u64, Fault)>,
     /// Clients, by time.
@@ -201,11 +203,19 @@ impl Plan {
             disk: Slowness::new(&mut rng, 100_000),
             write: Slowness::new(&mut rng, 100_000),
             refusals: if rng.chance(30) { rng.below(20) } else { 0 },
+            patience_us: patience(seed),
             faults,
             transactions,
             heal_at_us,
         }
     }
+}
+
+/// Nothing that must be true may rest on patience, and without it generations follow one another
+/// more quickly: most histories have none.
+fn patience(seed: u64) -> u64 {
+    let mut rng = Rng::new(seed ^ 0xFA_71E7);
+    if rng.chance(25) { rng.between(1_000, 300_000) } else { 0 }
 }
 
 fn faults(rng: &mut Rng, shape: Shape, end: u64) -> Vec<(u64, Fault)> {
@@ -349,6 +359,7 @@ fn deaf(rng: &mut Rng, plan: &mut Plan) {
 
 fn churn(rng: &mut Rng, plan: &mut Plan) {
     let nodes = plan.shape.nodes();
+    plan.patience_us = 0;
     plan.latency = Slowness { percent: rng.between(5, 25), max_us: rng.between(2_000, 100_000) };
     plan.faults = vec![(1, Fault::Loss(rng.between(10, 45)))];
     let mut at = rng.between(50_000, 200_000);
@@ -388,6 +399,7 @@ fn churn(rng: &mut Rng, plan: &mut Plan) {
 
 fn split(rng: &mut Rng, plan: &mut Plan) {
     const REFEREE: usize = 2;
+    plan.patience_us = 0;
     plan.latency = Slowness { percent: rng.between(2, 30), max_us: rng.between(100_000, 600_000) };
     plan.faults.clear();
     let mut at = rng.between(100_000, 300_000);

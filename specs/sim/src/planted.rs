@@ -122,7 +122,7 @@ pub const CASES: &[Case] = &[
     commit(Commit::DropEarly, 1_000),
     election(Election::VoteTwice, FIVE, Some(Flavour::Churn), 2_000),
     election(Election::AnyDonor, THREE, None, 50),
-    election(Election::HighestOfMembers, FIVE, Some(Flavour::Churn), 2_000),
+    election(Election::HighestOfMembers, FIVE, Some(Flavour::Churn), 9_000),
     election(Election::OnlineDespiteVote, FIVE, None, 1_000),
     driver(Driver::HeldEarly, THREE, 2_000),
     driver(Driver::OriginByOrigin, THREE, 50),

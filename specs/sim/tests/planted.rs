@@ -122,6 +122,7 @@ fn progress_of_an_earlier_generation() -> Plan {
         disk: Slowness { percent: 23, max_us: 10_000 },
         write: Slowness { percent: 10, max_us: 1_000 },
         refusals: 6,
+        patience_us: 0,
         faults: faults.to_vec(),
         transactions: transactions.iter().map(transaction).collect(),
         heal_at_us: 1037502,

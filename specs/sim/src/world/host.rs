@@ -18,6 +18,7 @@ const TIMING: Timing = Timing {
     vote_wait_us: 40_000,
     stagger_us: 15_000,
     recovery_limit_us: 3_000_000,
+    patience_us: 0,
 };
 /// Clocks show at least so much, and differ by as much again.
 const CLOCK_US: u64 = 60_000_000;
@@ -217,7 +218,8 @@ impl Host {
 }
 
 fn core(plan: &Plan, state: Record, seed: u64, restarted: bool) -> Core {
-    let mut membership = Membership::new(state, TIMING, seed, restarted);
+    let timing = Timing { patience_us: plan.patience_us, ..TIMING };
+    let mut membership = Membership::new(state, timing, seed, restarted);
     if plan.shape == Shape::Referee {
         membership = membership.with_referee();
     }

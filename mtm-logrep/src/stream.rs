@@ -46,24 +46,6 @@ pub enum StreamMessage<'a> {
         /// Whose changes count beside its own.
         children: Children<'a>,
     },
-    /// tmp
-    CommitMark { /** t */ gid: Gid, /** t */ lsn: Lsn },
-    /// tmp
-    ReplayPiece { /** t */ payload: &'a [u8] },
-    /// tmp
-    Replay { /** t */ gid: Gid, /** t */ lsn: Lsn },
-    /// tmp
-    ReplayPrepared { /** t */ gid: Gid, /** t */ lsn: Lsn },
-    /// tmp
-    ReplayDiscard,
-    /// tmp
-    Held { /** t */ gid: Gid, /** t */ accepted_abort: bool },
-    /// tmp
-    HeldElsewhere { /** t */ gid: Gid, /** t */ accepted_abort: bool },
-    /// tmp
-    ParallelSafe { /** t */ num: mtm_core::GenNum, /** t */ lsn: Lsn },
-    /// tmp
-    Syncpoint { /** t */ lsn: Lsn, /** t */ below: [mtm_core::Xid; 16] },
     /// The rows of this announced transaction are not available here: it is over on its origin.
     /// Never a reason to change a transaction that is prepared already.
     Unavailable {
@@ -137,7 +119,6 @@ impl<'a> StreamMessage<'a> {
     pub fn encode(&self, out: &mut Vec<u8>) {
         let mut w = Writer::new(out);
         match self {
-            Self::CommitMark{..}|Self::ReplayPiece{..}|Self::Replay{..}|Self::ReplayPrepared{..}|Self::ReplayDiscard|Self::Held{..}|Self::HeldElsewhere{..}|Self::ParallelSafe{..}|Self::Syncpoint{..} => {}
             Self::Piece { gid, lsn, first, last, payload } => {
                 w.u8(PIECE);
                 gid.encode(&mut w);

@@ -3,7 +3,7 @@
 //! Layout: one tag byte, fields in the order below, big-endian; a payload fills the rest.
 
 use mtm_core::wire::{DecodeError, DecodeErrorKind, Reader, Writer};
-use mtm_core::{Gid, Lsn};
+use mtm_core::{GenNum, Gid, Lsn, MAX_NODES, Xid};
 
 /// A message of the replication stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +63,77 @@ pub enum StreamMessage<'a> {
         /// What cannot be shipped, for people.
         why: &'a str,
     },
+    /// A transaction of the cluster, of whatever origin, is committed in the sender's log. Sent in
+    /// the order of commit records, one for each.
+    CommitMark {
+        /// The transaction.
+        gid: Gid,
+        /// End of its commit record in the sender's log.
+        lsn: Lsn,
+    },
+    /// Recovery: part of the changes of the transaction whose [`StreamMessage::Replay`],
+    /// [`StreamMessage::ReplayDiscard`] or [`StreamMessage::Held`] comes next. Nothing else comes
+    /// between pieces.
+    ReplayPiece {
+        /// Row messages, cut anywhere between two messages.
+        payload: &'a [u8],
+    },
+    /// Recovery: this transaction is committed. The pieces since the last other message are its
+    /// changes.
+    Replay {
+        /// The transaction.
+        gid: Gid,
+        /// End of its commit record in the sender's log.
+        lsn: Lsn,
+    },
+    /// Recovery: this transaction is committed. Its changes were sent before, with
+    /// [`StreamMessage::Held`] in this stream.
+    ReplayPrepared {
+        /// The transaction.
+        gid: Gid,
+        /// End of its commit record in the sender's log.
+        lsn: Lsn,
+    },
+    /// Recovery: the pieces since the last other message are nobody else's business.
+    ReplayDiscard,
+    /// Recovery: the sender held this transaction prepared when it wrote the ParallelSafe record
+    /// that follows. The pieces since the last other message are its changes.
+    Held {
+        /// The transaction.
+        gid: Gid,
+        /// The sender had accepted abort.
+        accepted_abort: bool,
+    },
+    /// Recovery: as [`StreamMessage::Held`], but this is not news: it was replayed in this stream,
+    /// or sent as held with an earlier ParallelSafe, or committed before this stream's beginning.
+    HeldElsewhere {
+        /// The transaction.
+        gid: Gid,
+        /// The sender had accepted abort.
+        accepted_abort: bool,
+    },
+    /// Recovery: as [`StreamMessage::Held`], but its changes cannot be read any more: it changed
+    /// the schema, and the sender has rolled it back since.
+    HeldGone {
+        /// The transaction.
+        gid: Gid,
+        /// The sender had accepted abort.
+        accepted_abort: bool,
+    },
+    /// Recovery: the sender's ParallelSafe record; what it held came right before.
+    ParallelSafe {
+        /// The generation it speaks of.
+        num: GenNum,
+        /// End of the record in the sender's log.
+        lsn: Lsn,
+    },
+    /// Recovery: a syncpoint of the sender.
+    Syncpoint {
+        /// End of its record in the sender's log.
+        lsn: Lsn,
+        /// By origin, below which number the sender has finished everything.
+        below: [Xid; MAX_NODES as usize],
+    },
 }
 
 /// The committed subtransactions of a transaction, as they travel: sorted, 4 bytes each.
@@ -111,6 +182,16 @@ const EARLY_ABORT: u8 = b'e';
 const EARLY_DONE: u8 = b'P';
 const UNAVAILABLE: u8 = b'X';
 const UNSHIPPABLE: u8 = b'U';
+const COMMIT_MARK: u8 = b'C';
+const REPLAY_PIECE: u8 = b'r';
+const REPLAY: u8 = b'R';
+const REPLAY_PREPARED: u8 = b'Q';
+const REPLAY_DISCARD: u8 = b'D';
+const HELD: u8 = b'H';
+const HELD_ELSEWHERE: u8 = b'h';
+const HELD_GONE: u8 = b'G';
+const PARALLEL_SAFE: u8 = b'S';
+const SYNCPOINT: u8 = b'Y';
 const FIRST: u8 = 1;
 const LAST: u8 = 2;
 
@@ -142,16 +223,33 @@ impl<'a> StreamMessage<'a> {
                 w.u32(*pieces);
                 w.raw(children.bytes());
             }
-            Self::Unavailable { gid, lsn } => {
-                w.u8(UNAVAILABLE);
-                gid.encode(&mut w);
+            Self::Unavailable { gid, lsn } => at(&mut w, UNAVAILABLE, gid, *lsn),
+            Self::Unshippable { gid, lsn, why } => {
+                at(&mut w, UNSHIPPABLE, gid, *lsn);
+                w.str(why);
+            }
+            Self::CommitMark { gid, lsn } => at(&mut w, COMMIT_MARK, gid, *lsn),
+            Self::ReplayPiece { payload } => {
+                w.u8(REPLAY_PIECE);
+                w.raw(payload);
+            }
+            Self::Replay { gid, lsn } => at(&mut w, REPLAY, gid, *lsn),
+            Self::ReplayPrepared { gid, lsn } => at(&mut w, REPLAY_PREPARED, gid, *lsn),
+            Self::ReplayDiscard => w.u8(REPLAY_DISCARD),
+            Self::Held { gid, accepted_abort } => held(&mut w, HELD, gid, *accepted_abort),
+            Self::HeldElsewhere { gid, accepted_abort } => {
+                held(&mut w, HELD_ELSEWHERE, gid, *accepted_abort);
+            }
+            Self::HeldGone { gid, accepted_abort } => held(&mut w, HELD_GONE, gid, *accepted_abort),
+            Self::ParallelSafe { num, lsn } => {
+                w.u8(PARALLEL_SAFE);
+                w.u64(num.0);
                 w.u64(lsn.0);
             }
-            Self::Unshippable { gid, lsn, why } => {
-                w.u8(UNSHIPPABLE);
-                gid.encode(&mut w);
+            Self::Syncpoint { lsn, below } => {
+                w.u8(SYNCPOINT);
                 w.u64(lsn.0);
-                w.str(why);
+                below.iter().for_each(|xid| w.u64(xid.0));
             }
         }
     }
@@ -163,7 +261,8 @@ impl<'a> StreamMessage<'a> {
     pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let mut r = Reader::new(bytes);
         let unknown = r.error(DecodeErrorKind::Unknown("stream message tag"));
-        let message = match r.u8()? {
+        let tag = r.u8()?;
+        let message = match tag {
             PIECE => {
                 let gid = Gid::decode(&mut r)?;
                 let lsn = Lsn(r.u64()?);
@@ -189,41 +288,148 @@ impl<'a> StreamMessage<'a> {
                 let gid = Gid::decode(&mut r)?;
                 Self::Unshippable { gid, lsn: Lsn(r.u64()?), why: r.str()? }
             }
-            _ => return Err(unknown),
+            COMMIT_MARK => Self::CommitMark { gid: Gid::decode(&mut r)?, lsn: Lsn(r.u64()?) },
+            _ => Self::decode_recovery(tag, &mut r)?.ok_or(unknown)?,
         };
         r.finish()?;
         Ok(message)
+    }
+
+    /// The messages that recovery alone gets; `None` if it is none of them.
+    fn decode_recovery(tag: u8, r: &mut Reader<'a>) -> Result<Option<Self>, DecodeError> {
+        let gid = |r: &mut Reader<'a>| Gid::decode(r);
+        Ok(Some(match tag {
+            REPLAY_PIECE => Self::ReplayPiece { payload: r.take(r.remaining())? },
+            REPLAY => Self::Replay { gid: gid(r)?, lsn: Lsn(r.u64()?) },
+            REPLAY_PREPARED => Self::ReplayPrepared { gid: gid(r)?, lsn: Lsn(r.u64()?) },
+            REPLAY_DISCARD => Self::ReplayDiscard,
+            HELD => Self::Held { gid: gid(r)?, accepted_abort: flag(r)? },
+            HELD_ELSEWHERE => Self::HeldElsewhere { gid: gid(r)?, accepted_abort: flag(r)? },
+            HELD_GONE => Self::HeldGone { gid: gid(r)?, accepted_abort: flag(r)? },
+            PARALLEL_SAFE => Self::ParallelSafe { num: GenNum(r.u64()?), lsn: Lsn(r.u64()?) },
+            SYNCPOINT => {
+                let lsn = Lsn(r.u64()?);
+                let mut below = [Xid(0); MAX_NODES as usize];
+                for xid in &mut below {
+                    *xid = Xid(r.u64()?);
+                }
+                Self::Syncpoint { lsn, below }
+            }
+            _ => return Ok(None),
+        }))
+    }
+}
+
+/// A transaction and a place in a log.
+fn at(w: &mut Writer<'_>, tag: u8, gid: &Gid, lsn: Lsn) {
+    w.u8(tag);
+    gid.encode(w);
+    w.u64(lsn.0);
+}
+
+/// A transaction and whether abort was accepted.
+fn held(w: &mut Writer<'_>, tag: u8, gid: &Gid, accepted_abort: bool) {
+    w.u8(tag);
+    gid.encode(w);
+    w.u8(u8::from(accepted_abort));
+}
+
+fn flag(r: &mut Reader<'_>) -> Result<bool, DecodeError> {
+    let range = r.error(DecodeErrorKind::Range("flag"));
+    match r.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(range),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mtm_core::{GenNum, NodeId, Xid};
+    use mtm_core::NodeId;
     use proptest::prelude::*;
+
+    /// How many kinds of messages there are, and one of each.
+    const KINDS: u8 = 16;
+
+    fn one<'a>(
+        which: u8,
+        n: u64,
+        flags: u8,
+        payload: &'a [u8],
+        subs: &'a [u8],
+    ) -> StreamMessage<'a> {
+        let gid = Gid { origin: NodeId::new(3).unwrap(), xid: Xid(n), generation: GenNum(2) };
+        let (lsn, yes, xid) = (Lsn(!n), flags & 1 != 0, n as u32);
+        let children = Children::parse(subs).unwrap();
+        match which {
+            0 => StreamMessage::Piece { gid, lsn, first: yes, last: flags & 2 != 0, payload },
+            1 => StreamMessage::Early { xid, payload },
+            2 => StreamMessage::EarlyAbort { xid },
+            3 => StreamMessage::EarlyDone { gid, lsn, pieces: xid, children },
+            4 => StreamMessage::Unavailable { gid, lsn },
+            5 => StreamMessage::Unshippable { gid, lsn, why: "no identity" },
+            6 => StreamMessage::CommitMark { gid, lsn },
+            7 => StreamMessage::ReplayPiece { payload },
+            8 => StreamMessage::Replay { gid, lsn },
+            9 => StreamMessage::ReplayPrepared { gid, lsn },
+            10 => StreamMessage::ReplayDiscard,
+            11 => StreamMessage::Held { gid, accepted_abort: yes },
+            12 => StreamMessage::HeldElsewhere { gid, accepted_abort: yes },
+            13 => StreamMessage::HeldGone { gid, accepted_abort: yes },
+            14 => StreamMessage::ParallelSafe { num: GenNum(n), lsn },
+            _ => {
+                StreamMessage::Syncpoint { lsn, below: core::array::from_fn(|i| Xid(n ^ i as u64)) }
+            }
+        }
+    }
+
+    /// Whether the message's end is the end of its bytes, whatever they are.
+    fn fills(message: &StreamMessage<'_>) -> bool {
+        use StreamMessage as M;
+        matches!(
+            message,
+            M::Piece { .. } | M::Early { .. } | M::EarlyDone { .. } | M::ReplayPiece { .. }
+        )
+    }
 
     proptest! {
         #[test]
-        fn round_trips(
-            xid: u64, at: u64, which in 0u8..6, flags in 0u8..4, payload: Vec<u8>, subs: Vec<u32>,
-        ) {
-            let gid = Gid { origin: NodeId::new(3).unwrap(), xid: Xid(xid), generation: GenNum(2) };
-            let (lsn, payload) = (Lsn(at), payload.as_slice());
+        fn round_trips(n: u64, which in 0..KINDS, flags in 0u8..4, payload: Vec<u8>, subs: Vec<u32>) {
             let mut children = Vec::new();
             Children::encode(subs, &mut children);
-            let m = match which {
-                0 => StreamMessage::Piece { gid, lsn, first: flags & 1 != 0, last: flags & 2 != 0, payload },
-                1 => StreamMessage::Early { xid: xid as u32, payload },
-                2 => StreamMessage::EarlyAbort { xid: xid as u32 },
-                3 => StreamMessage::EarlyDone {
-                    gid, lsn, pieces: xid as u32, children: Children::parse(&children).unwrap(),
-                },
-                4 => StreamMessage::Unavailable { gid, lsn },
-                _ => StreamMessage::Unshippable { gid, lsn, why: "no identity" },
-            };
+            let m = one(which, n, flags, &payload, &children);
             let mut bytes = Vec::new();
             m.encode(&mut bytes);
             prop_assert_eq!(StreamMessage::decode(&bytes), Ok(m));
+            if !fills(&m) {
+                for cut in 0..bytes.len() {
+                    prop_assert!(StreamMessage::decode(&bytes[..cut]).is_err());
+                }
+                bytes.push(0);
+                prop_assert!(StreamMessage::decode(&bytes).is_err());
+            }
+        }
+
+        #[test]
+        fn kinds_have_tags_of_their_own(n: u64) {
+            let mut tags: Vec<u8> = (0..KINDS)
+                .map(|which| {
+                    let mut bytes = Vec::new();
+                    one(which, n, 0, &[], &[]).encode(&mut bytes);
+                    bytes[0]
+                })
+                .collect();
+            tags.sort_unstable();
+            tags.dedup();
+            prop_assert_eq!(tags.len(), usize::from(KINDS));
+        }
+
+        #[test]
+        fn marks_are_small(n: u64) {
+            let mut bytes = Vec::new();
+            one(6, n, 0, &[], &[]).encode(&mut bytes);
+            prop_assert_eq!(bytes.len(), 26);
         }
 
         #[test]
@@ -236,9 +442,17 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
-            let _ = StreamMessage::decode(&bytes);
-            let _ = Children::parse(&bytes);
+        fn arbitrary_bytes_never_panic_and_have_one_form(which in 0..KINDS, tail: Vec<u8>) {
+            let mut tag = Vec::new();
+            one(which, 0, 0, &[], &[]).encode(&mut tag);
+            for bytes in [tail.clone(), [&tag[..1], tail.as_slice()].concat()] {
+                if let Ok(message) = StreamMessage::decode(&bytes) {
+                    let mut again = Vec::new();
+                    message.encode(&mut again);
+                    prop_assert_eq!(again, bytes);
+                }
+            }
+            let _ = Children::parse(&tail);
         }
     }
 }

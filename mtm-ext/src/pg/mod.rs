@@ -14,6 +14,8 @@ pub mod message;
 pub mod pgflags;
 pub mod pipe;
 pub mod plugin;
+mod plugin_options;
+mod plugin_recovery;
 mod plugin_stream;
 pub mod proc;
 pub mod rows;

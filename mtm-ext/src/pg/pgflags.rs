@@ -1,6 +1,9 @@
-//! Flags of the reorder buffer's transactions; what differs between versions stays here.
+//! Flags and names of the reorder buffer's transactions; what differs between versions stays here.
 
+use core::ffi::CStr;
+use mtm_core::Gid;
 use pgrx::pg_sys;
+use std::ffi::CString;
 
 const PREPARED: u32 = pg_sys::RBTXN_PREPARE;
 const CLEARED: u32 = pg_sys::RBTXN_PREPARE | pg_sys::RBTXN_SKIPPED_PREPARE;
@@ -83,6 +86,24 @@ pub unsafe fn mark_subtransactions_prepared(txn: *mut pg_sys::ReorderBufferTXN) 
     unsafe { each_subtransaction(txn, |sub| (*sub).txn_flags |= PREPARED) }
 }
 
+/// Marks the transaction itself as a prepared one, which core keeps after its replay.
+///
+/// # Safety
+/// As [`was_aborted_concurrently`].
+pub unsafe fn mark_prepared(txn: *mut pg_sys::ReorderBufferTXN) {
+    // SAFETY: the caller's promise.
+    unsafe { (*txn).txn_flags |= PREPARED }
+}
+
+/// Whether the transaction changed the schema.
+///
+/// # Safety
+/// As [`was_aborted_concurrently`].
+pub unsafe fn has_catalog_changes(txn: *mut pg_sys::ReorderBufferTXN) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { (*txn).txn_flags & pg_sys::RBTXN_HAS_CATALOG_CHANGES != 0 }
+}
+
 /// Makes the transaction an ordinary one again, whose COMMIT record core will handle.
 ///
 /// # Safety
@@ -95,4 +116,94 @@ pub unsafe fn clear_prepared(txn: *mut pg_sys::ReorderBufferTXN) {
             (*sub).txn_flags &= !(CLEARED | pg_sys::RBTXN_IS_STREAMED);
         });
     }
+}
+
+/// Names the transaction, as core names a prepared one: core frees the name together with the
+/// transaction, however that ends.
+///
+/// # Safety
+/// `txn` is a live transaction of `reorder`.
+pub unsafe fn set_name(
+    reorder: *mut pg_sys::ReorderBuffer,
+    txn: *mut pg_sys::ReorderBufferTXN,
+    gid: &Gid,
+) {
+    let text = CString::new(gid.to_string()).expect("a gid has no zero byte");
+    // SAFETY: the caller's promise; the copy lives as long as the reorder buffer.
+    unsafe {
+        forget_name(txn);
+        (*txn).gid = pg_sys::MemoryContextStrdup((*reorder).context, text.as_ptr());
+    }
+}
+
+/// Takes the name away.
+///
+/// # Safety
+/// As [`was_aborted_concurrently`].
+pub unsafe fn forget_name(txn: *mut pg_sys::ReorderBufferTXN) {
+    // SAFETY: the caller's promise; the name was allocated by `set_name` or by core.
+    unsafe {
+        if !(*txn).gid.is_null() {
+            pg_sys::pfree((*txn).gid.cast());
+            (*txn).gid = core::ptr::null_mut();
+        }
+    }
+}
+
+/// The transaction's name, if it is one of the cluster's.
+///
+/// # Safety
+/// As [`was_aborted_concurrently`].
+pub unsafe fn name(txn: *mut pg_sys::ReorderBufferTXN) -> Option<Gid> {
+    // SAFETY: the caller's promise; a name is a C string.
+    unsafe {
+        let text = (*txn).gid;
+        if text.is_null() { None } else { CStr::from_ptr(text).to_str().ok()?.parse().ok() }
+    }
+}
+
+/// The first transaction in progress for which `is_it` holds.
+///
+/// # Safety
+/// Within an output plugin's callback; `is_it` must not change the list.
+pub unsafe fn find(
+    reorder: *mut pg_sys::ReorderBuffer,
+    is_it: impl Fn(*mut pg_sys::ReorderBufferTXN) -> bool,
+) -> Option<*mut pg_sys::ReorderBufferTXN> {
+    // SAFETY: `toplevel_by_lsn` is a circular list whose links are the `node` fields of
+    // transactions.
+    unsafe {
+        let head = &raw mut (*reorder).toplevel_by_lsn.head;
+        let mut node = (*head).next;
+        while !node.is_null() && node != head {
+            let offset = core::mem::offset_of!(pg_sys::ReorderBufferTXN, node);
+            let txn = node.byte_sub(offset).cast();
+            if is_it(txn) {
+                return Some(txn);
+            }
+            node = (*node).next;
+        }
+    }
+    None
+}
+
+/// What the plugin's own pointer in a transaction points to, if anything.
+static SENT: u8 = 0;
+
+/// Notes that the transaction's changes were sent.
+///
+/// # Safety
+/// As [`was_aborted_concurrently`].
+pub unsafe fn note_sent(txn: *mut pg_sys::ReorderBufferTXN) {
+    // SAFETY: the caller's promise; core leaves this pointer to the plugin.
+    unsafe { (*txn).output_plugin_private = (&raw const SENT).cast_mut().cast() }
+}
+
+/// Whether [`note_sent`] was called.
+///
+/// # Safety
+/// As [`was_aborted_concurrently`].
+pub unsafe fn was_sent(txn: *mut pg_sys::ReorderBufferTXN) -> bool {
+    // SAFETY: the caller's promise; null in a fresh transaction.
+    unsafe { !(*txn).output_plugin_private.is_null() }
 }

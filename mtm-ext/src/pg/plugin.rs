@@ -2,14 +2,21 @@
 //!
 //! The announcement is a non-transactional message. On it the plugin makes the reorder buffer
 //! replay the transaction as if it had been prepared there (design: "How a transaction commits",
-//! section 1); at the COMMIT record nothing is sent any more, the decision travels between nodes.
+//! section 1); the decision travels between nodes. At the COMMIT record only a mark is sent, so that
+//! the peer knows up to where it has everything, whoever's it is.
+//!
+//! The name of a transaction lives in the reorder buffer, beside the transaction: from its
+//! announcement, or from the marker inside it when that is seen first at the end.
+//!
+//! A peer that recovers asks for mode `recovery`: see [`plugin_recovery`].
 
 use super::rows::{Encoded, RowEncoder, Unidentified};
-use super::{pgflags as flags, plugin_stream};
+use super::{pgflags as flags, plugin_options, plugin_recovery, plugin_stream};
 use core::ffi::{CStr, c_char, c_int};
 use mtm_core::{Gid, Lsn};
-use mtm_logrep::announcement::{Announcement, DDL_PREFIX, PREFIX};
+use mtm_logrep::announcement::{Announcement, DDL_PREFIX, MARKER_PREFIX, PREFIX};
 use mtm_logrep::ddl::{self, Rows};
+use mtm_logrep::journal;
 use mtm_logrep::row::RowWriter;
 use mtm_logrep::stream::StreamMessage;
 use pgrx::pg_sys;
@@ -23,11 +30,13 @@ pub(super) struct Plugin {
     /// The announced transaction being replayed.
     pub(super) current: Option<Current>,
     /// What becomes of rows at this point of the transaction.
-    rows: Rows,
+    pub(super) rows: Rows,
     /// The message being built.
     pub(super) buffer: Vec<u8>,
     /// Transactions in progress.
     pub(super) streams: plugin_stream::Streams,
+    /// The transaction that a recovering peer gets.
+    pub(super) recovery: plugin_recovery::Recovery,
 }
 
 pub(super) struct Current {
@@ -52,7 +61,7 @@ unsafe extern "C-unwind" fn _PG_output_plugin_init(callbacks: *mut pg_sys::Outpu
     callbacks.begin_cb = Some(ignore_begin);
     callbacks.change_cb = Some(change);
     callbacks.truncate_cb = Some(truncate);
-    callbacks.commit_cb = Some(ignore_end);
+    callbacks.commit_cb = Some(commit);
     callbacks.message_cb = Some(message);
     callbacks.filter_by_origin_cb = Some(filter_by_origin);
     callbacks.shutdown_cb = Some(shutdown);
@@ -83,11 +92,9 @@ unsafe extern "C-unwind" fn startup(
     options: *mut pg_sys::OutputPluginOptions,
     is_init: bool,
 ) {
-    if !is_init {
-        super::walwake::register_stream();
-    }
     // SAFETY: PostgreSQL's arguments; the box is freed in `shutdown`.
     unsafe {
+        let wanted = plugin_options::read((*ctx).output_plugin_options);
         (*options).output_type = pg_sys::OutputPluginOutputType::OUTPUT_PLUGIN_BINARY_OUTPUT;
         // ALTER TABLE with values that only this node knows ships the rewritten rows.
         (*options).receive_rewrites = true;
@@ -98,8 +105,17 @@ unsafe extern "C-unwind" fn startup(
             rows: Rows::Ordinary,
             buffer: Vec::with_capacity(1024),
             streams: plugin_stream::Streams::default(),
+            recovery: plugin_recovery::Recovery::new(wanted.hold),
         };
-        plugin_stream::bound_memory();
+        if wanted.recovery {
+            plugin_recovery::take_over(ctx);
+        } else if !is_init {
+            // A recovering peer must be woken for commit records; this one need not be.
+            super::walwake::register_stream();
+        }
+        if !wanted.recovery {
+            plugin_stream::bound_memory();
+        }
         (*ctx).output_plugin_private = Box::into_raw(Box::new(plugin)).cast();
     }
 }
@@ -139,6 +155,26 @@ unsafe extern "C-unwind" fn ignore_begin(_ctx: Context, _txn: Txn) {}
 
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn ignore_end(_ctx: Context, _txn: Txn, _lsn: pg_sys::XLogRecPtr) {}
+
+/// A commit record of this node, or of a transaction that it applied.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn commit(ctx: Context, txn: Txn, _lsn: pg_sys::XLogRecPtr) {
+    // SAFETY: within a callback, with its arguments.
+    unsafe { mark_commit(ctx, txn) }
+}
+
+/// Tells that the transaction is committed, if it is one of the cluster's.
+///
+/// # Safety
+/// Within the callback of a commit record, with its transaction.
+pub(super) unsafe fn mark_commit(ctx: Context, txn: Txn) {
+    // SAFETY: the caller's promise; core has noted the end of the commit record.
+    unsafe {
+        if let Some(gid) = flags::name(txn) {
+            send(ctx, &StreamMessage::CommitMark { gid, lsn: Lsn((*txn).end_lsn) });
+        }
+    }
+}
 
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn ignore_rollback_prepared(
@@ -261,22 +297,45 @@ unsafe extern "C-unwind" fn message(
         if transactional && prefix == DDL_PREFIX.as_bytes() {
             let plugin = plugin(ctx);
             if plugin.current.as_ref().is_some_and(|current| !current.failed) {
-                match ddl::peek(content) {
-                    Ok((rows, travels)) => {
-                        plugin.rows = rows.unwrap_or(plugin.rows);
-                        if travels {
-                            RowWriter::new(&mut plugin.buffer).ddl(content);
-                        }
-                    }
-                    Err(error) => pgrx::error!("malformed DDL message in the log: {error}"),
-                }
+                take_ddl(plugin, content);
             }
+        } else if transactional && prefix == MARKER_PREFIX.as_bytes() {
+            take_marker(ctx, txn, content);
         } else if !transactional && prefix == PREFIX.as_bytes() {
             match Announcement::decode(content) {
                 Ok(announcement) => replay(ctx, txn, lsn, &announcement),
                 Err(error) => pgrx::error!("malformed announcement in the log: {error}"),
             }
         }
+    }
+}
+
+/// Appends a message about DDL, if it travels, and heeds what it says of the rows to come.
+pub(super) fn take_ddl(plugin: &mut Plugin, content: &[u8]) {
+    match ddl::peek(content) {
+        Ok((rows, travels)) => {
+            plugin.rows = rows.unwrap_or(plugin.rows);
+            if travels {
+                RowWriter::new(&mut plugin.buffer).ddl(content);
+            }
+        }
+        Err(error) => pgrx::error!("malformed DDL message in the log: {error}"),
+    }
+}
+
+/// Notes the name that a transaction carries inside itself.
+///
+/// # Safety
+/// Within the callback of a transactional message, with its arguments.
+pub(super) unsafe fn take_marker(ctx: Context, txn: Txn, content: &[u8]) {
+    // Older logs have markers without a name.
+    if content.is_empty() {
+        return;
+    }
+    match journal::gid_from_bytes(content) {
+        // SAFETY: the caller's promise.
+        Ok(gid) => unsafe { flags::set_name((*ctx).reorder, txn, &gid) },
+        Err(error) => pgrx::error!("malformed marker in the log: {error}"),
     }
 }
 
@@ -316,6 +375,8 @@ unsafe fn replay(ctx: Context, txn: Txn, lsn: pg_sys::XLogRecPtr, announced: &An
             return;
         }
         flags::mark_subtransactions_prepared(txn);
+        // Core names it anew, for as long as it lives here.
+        flags::forget_name(txn);
         start_piece(ctx, announced, Lsn(lsn));
         let text = std::ffi::CString::new(gid.to_string()).expect("a gid has no zero byte");
         pg_sys::ReorderBufferPrepare(reorder, xid, text.as_ptr().cast_mut());
@@ -364,10 +425,8 @@ unsafe fn send_piece(ctx: Context, last: bool) {
 /// # Safety
 /// Within a callback.
 pub(super) unsafe fn send_unavailable(ctx: Context, gid: Gid, lsn: Lsn) {
-    let mut bytes = Vec::new();
-    StreamMessage::Unavailable { gid, lsn }.encode(&mut bytes);
     // SAFETY: the caller's promise.
-    unsafe { write(ctx, &bytes) }
+    unsafe { send(ctx, &StreamMessage::Unavailable { gid, lsn }) }
 }
 
 /// # Safety
@@ -377,13 +436,22 @@ unsafe fn send_unshippable(ctx: Context, why: &str) {
     unsafe {
         let Some(current) = &mut plugin(ctx).current else { return };
         current.failed = true;
-        let mut bytes = Vec::new();
-        StreamMessage::Unshippable { gid: current.gid, lsn: current.lsn, why }.encode(&mut bytes);
-        write(ctx, &bytes);
+        send(ctx, &StreamMessage::Unshippable { gid: current.gid, lsn: current.lsn, why });
     }
 }
 
 /// Sends one message of the stream.
+///
+/// # Safety
+/// Within a callback.
+pub(super) unsafe fn send(ctx: Context, message: &StreamMessage<'_>) {
+    let mut bytes = Vec::new();
+    message.encode(&mut bytes);
+    // SAFETY: the caller's promise.
+    unsafe { write(ctx, &bytes) }
+}
+
+/// Sends the bytes of one message of the stream.
 ///
 /// # Safety
 /// Within a callback.

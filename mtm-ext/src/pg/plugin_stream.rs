@@ -7,10 +7,10 @@
 
 use super::pgflags as flags;
 use super::plugin::{Context, PIECE_BYTES, Plugin, Txn};
-use super::plugin::{encode_row, plugin, send_unavailable, write};
+use super::plugin::{encode_row, mark_commit, plugin, send_unavailable, take_marker, write};
 use super::rows::Encoded;
 use core::ffi::{CStr, c_char, c_int};
-use mtm_logrep::announcement::DDL_PREFIX;
+use mtm_logrep::announcement::{DDL_PREFIX, MARKER_PREFIX};
 use mtm_logrep::ddl::{self, Rows};
 use mtm_logrep::early::Early;
 use mtm_logrep::row::RowWriter;
@@ -206,10 +206,14 @@ unsafe extern "C-unwind" fn stream_message(
 ) {
     // SAFETY: within a callback, with its arguments: a C string and `size` bytes.
     unsafe {
-        if !transactional || CStr::from_ptr(prefix).to_bytes() != DDL_PREFIX.as_bytes() {
+        let prefix = CStr::from_ptr(prefix).to_bytes();
+        let content = core::slice::from_raw_parts(content.cast::<u8>(), size);
+        if transactional && prefix == MARKER_PREFIX.as_bytes() {
+            take_marker(ctx, txn, content);
+        }
+        if !transactional || prefix != DDL_PREFIX.as_bytes() {
             return;
         }
-        let content = core::slice::from_raw_parts(content.cast::<u8>(), size);
         let plugin = plugin(ctx);
         let subxid = speaker(txn);
         match ddl::peek(content) {
@@ -259,7 +263,10 @@ unsafe extern "C-unwind" fn stream_abort(ctx: Context, txn: Txn, _lsn: pg_sys::X
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn stream_commit(ctx: Context, txn: Txn, _lsn: pg_sys::XLogRecPtr) {
     // SAFETY: within a callback, with its arguments.
-    unsafe { drop_unannounced(ctx, (*txn).xid.into_inner()) }
+    unsafe {
+        drop_unannounced(ctx, (*txn).xid.into_inner());
+        mark_commit(ctx, txn);
+    }
 }
 
 /// # Safety

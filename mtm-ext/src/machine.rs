@@ -204,6 +204,15 @@ fn route(
                     proc::cancel(note.worker);
                 }
             }
+            // What it says in the table is not done yet, and nobody else's business.
+            Effect::ApplyCommitted(gid) | Effect::Install(gid, _) => {
+                let me = proc::my_procno();
+                let fresh = || shmem::Note { worker: me, taken: true, lost_to: None };
+                if let Ok(note) = state.notes.entry(*gid, fresh) {
+                    note.worker = me;
+                    note.taken = true;
+                }
+            }
             Effect::Persist { token, record } => {
                 state.deferred.persist = Some((*token, *record));
                 wakes.campaigner = true;
@@ -232,6 +241,9 @@ fn route(
             }
             _ => {}
         }
+    }
+    if let Input::RecoveryDone(gid) = input {
+        state.notes.remove(&gid);
     }
     if let Input::Message { message: PeerMessage::Committed(gid), .. } = input {
         // Whoever waits for all members' commits.

@@ -319,13 +319,13 @@ fn raise_unknown(gid: Gid, cause: Option<Cause>) -> ! {
         Some(Cause::LostPeers(lost)) if !lost.is_empty() => {
             format!("Connection to node {} was lost.", list(lost))
         }
-        _ => "This node was left out of the cluster while it waited.".to_owned(),
+        _ => "The members of the cluster changed while it waited.".to_owned(),
     };
     ereport!(
         ERROR,
         PgSqlErrorCode::ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN,
         format!("the outcome of transaction {gid} is not known"),
-        format!("{why} The remaining nodes decide whether it is committed.")
+        format!("{why} The members of the new generation decide whether it is committed.")
     );
 }
 

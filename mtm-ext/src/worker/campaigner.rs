@@ -18,6 +18,8 @@ const HOUSEKEEPING_US: u64 = 1_000_000;
 const CHECKPOINT_US: u64 = 5_000_000;
 /// A node that lacks no more than this asks to be included.
 const NEAR: u64 = 1 << 20;
+/// A member that is not ONLINE for so long, and so keeps all commits waiting, is left out.
+const RECOVERY_LIMIT_US: u64 = 10_000_000;
 /// The campaigner looks at its peers at least so often.
 const LOOK_US: u64 = 500_000;
 
@@ -61,7 +63,8 @@ pub fn run() {
 
 fn timing() -> Timing {
     let heartbeat_us = u64::from(guc::HEARTBEAT_SEND_TIMEOUT.get().unsigned_abs()) * 1000;
-    Timing { heartbeat_us, patience_us: cluster::recv_timeout_us(), ..Timing::default() }
+    let patience_us = cluster::recv_timeout_us();
+    Timing { heartbeat_us, patience_us, recovery_limit_us: RECOVERY_LIMIT_US, ..Timing::default() }
 }
 
 /// At the server's start: what was unfinished before is found out, behind the fence.

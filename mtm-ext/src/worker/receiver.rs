@@ -4,13 +4,13 @@
 use super::applier::InPlace;
 use super::recovery::Replay;
 use super::spill::{self, EarlyIncoming, Incoming, Task};
-use super::{conflict, users};
+use super::{conflict, recovery, users};
 use crate::pg::bgworker::{self, Caught, Handle, Kind};
 use crate::pg::conn::{Conn, ConnError, CopyIn};
 use crate::pg::proc::{self, ProcNo};
 use crate::pg::shmem;
 use crate::pg::waitset::{WaitSet, Watch};
-use crate::pg::{segment, xact};
+use crate::pg::{pipe, segment, xact};
 use crate::{cluster, dmq, guc, machine};
 use core::sync::atomic::Ordering;
 use mtm_core::{Gid, Instant, Lsn, NodeId};
@@ -74,6 +74,12 @@ pub fn run(node: u8) {
     if let Err(error) = spill::clean(origin) {
         pgrx::error!("could not clean the spill directory: {error}");
     }
+    let in_place = InPlace::new();
+    pipe::with_exit_hook(|| serve(origin, in_place), recovery::at_exit);
+}
+
+fn serve(origin: NodeId, in_place: InPlace) {
+    let peer = shmem::peer(origin);
     let mut receiver = Receiver {
         origin,
         workers: BTreeMap::new(),
@@ -87,7 +93,7 @@ pub fn run(node: u8) {
         next_feedback: Instant(0),
         asked: None,
         wait_set: WaitSet::default(),
-        in_place: InPlace::new(),
+        in_place,
     };
     refuse_left(origin);
     let mut complained = String::new();

@@ -388,6 +388,28 @@ impl Replay {
     }
 }
 
+/// At the replaying process' end: what was begun in the machine's table must be done. It cannot be
+/// taken back, so the server starts again.
+pub fn at_exit() {
+    let me = proc::my_procno();
+    let header = shmem::header();
+    if header.replayer.compare_exchange(me, proc::NO_PROC, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        return;
+    }
+    let begun = shmem::node(|state| {
+        let of_me = |(_, note): (&Gid, &shmem::Note)| note.worker == me && note.taken;
+        state.notes.iter().any(of_me)
+    });
+    if begun {
+        pgrx::ereport!(
+            PANIC,
+            pgrx::PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN,
+            "multimaster: recovery was ended in the middle of a transaction",
+            "The server starts again and recovers from there."
+        );
+    }
+}
+
 impl Drop for Replay {
     fn drop(&mut self) {
         shmem::header().replayer.store(proc::NO_PROC, Ordering::Release);

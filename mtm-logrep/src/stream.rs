@@ -127,6 +127,14 @@ pub enum StreamMessage<'a> {
         /// End of the record in the sender's log.
         lsn: Lsn,
     },
+    /// Recovery: the sender has announced this transaction of its own. Who will have to vote on it
+    /// must not confirm the sender's log beyond this place.
+    Announced {
+        /// The transaction.
+        gid: Gid,
+        /// End of the announcement in the sender's log.
+        lsn: Lsn,
+    },
     /// Recovery: a syncpoint of the sender.
     Syncpoint {
         /// End of its record in the sender's log.
@@ -191,6 +199,7 @@ const HELD: u8 = b'H';
 const HELD_ELSEWHERE: u8 = b'h';
 const HELD_GONE: u8 = b'G';
 const PARALLEL_SAFE: u8 = b'S';
+const ANNOUNCED: u8 = b'A';
 const SYNCPOINT: u8 = b'Y';
 const FIRST: u8 = 1;
 const LAST: u8 = 2;
@@ -241,6 +250,11 @@ impl<'a> StreamMessage<'a> {
                 held(&mut w, HELD_ELSEWHERE, gid, *accepted_abort);
             }
             Self::HeldGone { gid, accepted_abort } => held(&mut w, HELD_GONE, gid, *accepted_abort),
+            Self::Announced { gid, lsn } => {
+                w.u8(ANNOUNCED);
+                gid.encode(&mut w);
+                w.u64(lsn.0);
+            }
             Self::ParallelSafe { num, lsn } => {
                 w.u8(PARALLEL_SAFE);
                 w.u64(num.0);
@@ -306,6 +320,7 @@ impl<'a> StreamMessage<'a> {
             HELD => Self::Held { gid: gid(r)?, accepted_abort: flag(r)? },
             HELD_ELSEWHERE => Self::HeldElsewhere { gid: gid(r)?, accepted_abort: flag(r)? },
             HELD_GONE => Self::HeldGone { gid: gid(r)?, accepted_abort: flag(r)? },
+            ANNOUNCED => Self::Announced { gid: gid(r)?, lsn: Lsn(r.u64()?) },
             PARALLEL_SAFE => Self::ParallelSafe { num: GenNum(r.u64()?), lsn: Lsn(r.u64()?) },
             SYNCPOINT => {
                 let lsn = Lsn(r.u64()?);
@@ -350,7 +365,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// How many kinds of messages there are, and one of each.
-    const KINDS: u8 = 16;
+    const KINDS: u8 = 17;
 
     fn one<'a>(
         which: u8,
@@ -378,6 +393,7 @@ mod tests {
             12 => StreamMessage::HeldElsewhere { gid, accepted_abort: yes },
             13 => StreamMessage::HeldGone { gid, accepted_abort: yes },
             14 => StreamMessage::ParallelSafe { num: GenNum(n), lsn },
+            15 => StreamMessage::Announced { gid, lsn },
             _ => {
                 StreamMessage::Syncpoint { lsn, below: core::array::from_fn(|i| Xid(n ^ i as u64)) }
             }

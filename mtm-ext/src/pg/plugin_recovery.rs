@@ -14,7 +14,9 @@ use super::plugin::{encode_row, plugin, send, take_ddl, take_marker, write};
 use super::rows::Encoded;
 use core::ffi::{CStr, c_char, c_int};
 use mtm_core::{GenNum, Gid, Lsn};
-use mtm_logrep::announcement::{DDL_PREFIX, MARKER_PREFIX, PARALLEL_SAFE_PREFIX, SYNCPOINT_PREFIX};
+use mtm_logrep::announcement::{
+    Announcement, DDL_PREFIX, MARKER_PREFIX, PARALLEL_SAFE_PREFIX, PREFIX, SYNCPOINT_PREFIX,
+};
 use mtm_logrep::ddl::Rows;
 use mtm_logrep::journal::{Forgotten, ParallelSafe};
 use mtm_logrep::stream::StreamMessage;
@@ -193,6 +195,7 @@ unsafe extern "C-unwind" fn message(
             MARKER_PREFIX if transactional => take_marker(ctx, txn, content),
             PARALLEL_SAFE_PREFIX if !transactional => parallel_safe(ctx, Lsn(lsn), content),
             SYNCPOINT_PREFIX if !transactional => syncpoint(ctx, Lsn(lsn), content),
+            PREFIX if !transactional => announced(ctx, Lsn(lsn), content),
             _ => {}
         }
     }
@@ -242,6 +245,21 @@ unsafe fn fail_if_incomplete(ctx: Context, gid: &Gid) {
             format!("could not send committed transaction {gid} to a recovering node: {why}"),
             "The node cannot be brought up to date from this log; it must be added anew."
         );
+    }
+}
+
+/// # Safety
+/// Within the callback of a non-transactional message.
+unsafe fn announced(ctx: Context, lsn: Lsn, content: &[u8]) {
+    match Announcement::decode(content) {
+        Ok(announcement) => {
+            let gid = announcement.gid;
+            if crate::pg::shmem::header().me() == Some(gid.origin) {
+                // SAFETY: the caller's promise.
+                unsafe { send(ctx, &StreamMessage::Announced { gid, lsn }) }
+            }
+        }
+        Err(error) => pgrx::error!("malformed announcement in the log: {error}"),
     }
 }
 

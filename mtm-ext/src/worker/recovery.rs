@@ -36,6 +36,8 @@ enum Event {
     Forgotten(mtm_node::Below),
     /// The donor's ParallelSafe record, with what it held.
     Safe(GenNum, Vec<(Gid, bool)>),
+    /// The donor has announced this transaction of its own.
+    Announced(Gid),
 }
 
 /// The replay of one node's log.
@@ -118,6 +120,11 @@ impl Replay {
             StreamMessage::HeldElsewhere { gid, accepted_abort } => {
                 self.listed.push((gid, accepted_abort));
             }
+            // It was rolled back meanwhile, and so is certainly not committed: lacking it is right.
+            StreamMessage::HeldGone { .. } => self.incoming = None,
+            StreamMessage::Announced { gid, lsn } => {
+                self.events.push_back((lsn, Event::Announced(gid)));
+            }
             StreamMessage::ParallelSafe { num, lsn } => {
                 let listed = core::mem::take(&mut self.listed);
                 self.events.push_back((lsn, Event::Safe(num, listed)));
@@ -196,6 +203,27 @@ impl Replay {
                 true
             }
             Event::Safe(num, held) => self.parallel_safe(*num, held),
+            Event::Announced(gid) => Self::may_pass(gid),
+        }
+    }
+
+    /// Whether this node has no vote on this transaction. What it must vote on comes again when
+    /// the stream is read from here in the ordinary way.
+    fn may_pass(gid: &Gid) -> bool {
+        if crate::cluster::is_users(gid) {
+            return true;
+        }
+        let view = machine::look(|node| {
+            let membership = node.membership();
+            (membership.current().generation.num, membership.status_in_generation())
+        });
+        match view {
+            Some((current, status)) if current == gid.generation => {
+                status == StatusInGeneration::Dead
+            }
+            // The donor is ahead: this node will hear of that generation.
+            Some((current, _)) => current > gid.generation,
+            None => false,
         }
     }
 

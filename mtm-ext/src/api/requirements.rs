@@ -70,7 +70,8 @@ pub fn query() -> String {
         setting("max_wal_senders"),
         setting("max_replication_slots"),
         "(SELECT pg_catalog.count(*) FROM pg_catalog.pg_replication_slots \
-          WHERE NOT (plugin IS NOT DISTINCT FROM 'multimaster' \
+          WHERE slot_name <> 'mtm_self' \
+            AND NOT (plugin IS NOT DISTINCT FROM 'multimaster' \
                      AND slot_name ~ '^mtm_slot_[0-9]+$'))"
             .to_owned(),
         format!("coalesce({}, '{MAX_WORKERS}')", setting("multimaster.max_workers")),
@@ -160,6 +161,7 @@ pub fn shortfalls(have: &Settings, n: i64, peer_connections: i64) -> Vec<Problem
             "(nodes - 1) * (multimaster.max_workers + 1) + 5",
         ),
         ("max_wal_senders", have.max_wal_senders, n, "the number of nodes"),
+        // One for each peer and one, mtm_self, for the node's own log.
         (
             "max_replication_slots",
             have.max_replication_slots,

@@ -18,7 +18,7 @@ mod start;
 
 pub use start::Start;
 
-use crate::pg::{shmem, wal, walscan};
+use crate::pg::{proc, shmem, wal, walscan};
 use crate::report;
 use core::sync::atomic::Ordering;
 use file::Error;
@@ -41,7 +41,18 @@ pub fn write_record(record: &Record) {
 /// that is connected to the replicated database and in no transaction.
 pub fn found_at_start(me: NodeId) -> Start {
     let cluster = shmem::header().cluster_id.load(Ordering::Relaxed);
+    let began = proc::now();
     let start = done(start::found_at_start(me, cluster));
+    pgrx::log!(
+        "multimaster: read {} records of this node's log from {} to {} in {} ms",
+        start.records,
+        start.from,
+        start.to,
+        proc::now().since(began) / 1000
+    );
+    for (gid, found) in &start.found {
+        pgrx::debug1!("multimaster: found {gid}: {found:?}");
+    }
     slot::ensure();
     start
 }

@@ -94,6 +94,9 @@ fn read_all(scanned: &Cell<Scanned>, each: &mut impl FnMut(Item<'_>)) -> Result<
     // SAFETY: recovery is over when backends and workers run; no timeline is asked for.
     let end = Lsn(unsafe { pg_sys::GetFlushRecPtr(core::ptr::null_mut()) });
     let Scanned { mut to, mut records } = scanned.get();
+    if to.0 >= end.0 + PAGE_HEADER_MAX {
+        return Err(format!("the log ends at {end}, before it: a part of it was lost"));
+    }
     let mut reader = Reader::new(to);
     while to < end {
         if records % PATIENCE == 0 {

@@ -74,7 +74,8 @@ fn begin(me: NodeId) {
     let record = durable::read_record(me, cluster);
     let start = durable::found_at_start(me);
     // A cluster that was made just now has nothing that a new generation would have to settle.
-    let new = start.found.is_empty() && record == Record::initial(me, cluster, record.current.generation.members);
+    let new = start.found.is_empty()
+        && record == Record::initial(me, cluster, record.current.generation.members);
     let membership = Membership::new(record, timing(), sqlrun::random_u64(), !new);
     shmem::node(|state| state.begin(Core::new(membership, RETRY_US)));
     if new {
@@ -115,7 +116,12 @@ impl Campaigner {
         let header = shmem::header();
         let silent = header.peers_set().iter().filter_map(cluster::heard_until).min();
         let silent = silent.map(|at| at.plus_us(1000));
-        [machine, silent].into_iter().flatten().min().unwrap_or(self.housekeeping).min(self.housekeeping)
+        [machine, silent]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(self.housekeeping)
+            .min(self.housekeeping)
     }
 
     fn follow_settings(&mut self) {

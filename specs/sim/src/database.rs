@@ -1,6 +1,7 @@
 //! One node's simulated database: rows with locks over a WAL of which a crash loses the tail.
 
 use mtm_core::{GenNum, Gid, NodeId};
+use mtm_node::restart::{Restart, Word};
 use mtm_node::{Below, Found};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -165,41 +166,41 @@ impl Database {
             _ => None,
         });
         let start = last.map_or(0, |(start, ..)| start);
-        let mut found: BTreeMap<Gid, Found> =
-            last.map_or_else(BTreeMap::new, |(.., list)| list.iter().copied().collect());
+        let mut saved = mtm_node::Checkpoint::first(me, 0, mtm_core::Lsn(0));
+        if let Some((_, forgotten, remembered)) = last {
+            saved.forgotten = forgotten;
+            saved.remembered = remembered.clone();
+        }
+        let mut restart = Restart::new(&saved);
         for record in &self.wal[start..] {
-            match record {
-                Record::Announce(gid, _) => {
-                    found.insert(*gid, Found::AnnouncedOnly);
+            let word = match record {
+                Record::Announce(gid, _) => Word::Announced(*gid),
+                Record::Commit(gid, _) => {
+                    // A commit record bears its name in a record of its transaction.
+                    restart.read(Word::Marked { xid: 1, gid: *gid });
+                    Word::Committed { xid: 1, gid: None }
                 }
-                Record::Commit(gid, _) | Record::CommitPrepared(gid, _) => {
-                    found.insert(*gid, Found::Committed);
-                }
-                Record::AcceptAbort(gid) if gid.origin != me || !found.contains_key(gid) => {
-                    found.insert(*gid, Found::AbortAccepted { prepared: false });
-                }
-                Record::Install(gid, _, accepted) => {
-                    found.remove(gid);
-                    if *accepted {
-                        found.insert(*gid, Found::AbortAccepted { prepared: true });
-                    }
+                Record::CommitPrepared(gid, _) => Word::Committed { xid: 0, gid: Some(*gid) },
+                Record::AcceptAbort(gid) => Word::AbortAccepted(*gid),
+                Record::Install(gid, _, accepted_abort) => {
+                    Word::Installed { gid: *gid, accepted_abort: *accepted_abort }
                 }
                 // A rollback is evidence of nothing.
-                _ => {}
-            }
+                Record::Prepare(..)
+                | Record::RollbackPrepared(_)
+                | Record::ParallelSafe(..)
+                | Record::Syncpoint(_)
+                | Record::Checkpoint { .. } => continue,
+            };
+            restart.read(word);
         }
-        for gid in self.prepared.keys() {
-            let accepted = matches!(found.get(gid), Some(Found::AbortAccepted { .. }));
-            let found_now =
-                if accepted { Found::AbortAccepted { prepared: true } } else { Found::Prepared };
-            found.insert(*gid, found_now);
-        }
-        for (gid, found) in &mut found {
-            match found {
-                Found::AnnouncedOnly if self.committed.contains(gid) => *found = Found::Committed,
-                Found::AnnouncedOnly if rollback_is_evidence => *found = Found::Aborted,
-                Found::AbortAccepted { prepared } => *prepared = self.prepared.contains_key(gid),
-                _ => {}
+        let prepared = self.prepared.keys().copied().collect();
+        let committed = |xid| self.committed.iter().any(|gid| gid.origin == me && gid.xid == xid);
+        let mut found: BTreeMap<Gid, Found> =
+            restart.finish(&prepared, committed).into_iter().collect();
+        if rollback_is_evidence {
+            for found in found.values_mut().filter(|found| **found == Found::AnnouncedOnly) {
+                *found = Found::Aborted;
             }
         }
         (last.map(|(_, forgotten, _)| forgotten), found)

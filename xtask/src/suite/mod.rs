@@ -23,6 +23,8 @@ mod schema;
 mod sequences;
 mod settings;
 mod shares;
+mod stream;
+mod stream_reader;
 mod tables;
 mod twophase;
 
@@ -80,6 +82,7 @@ const GROUPS: &[&[Check]] = &[
     conflicts::CHECKS,
     large::CHECKS,
     large_stream::CHECKS,
+    stream::CHECKS,
     local::CHECKS,
     objects::CHECKS,
     peers::CHECKS,

@@ -92,19 +92,25 @@ pub fn more_waiting() -> bool {
     }
 }
 
+thread_local! {
+    /// What is still to be done at this process' end.
+    static AT_EXIT: core::cell::Cell<Option<fn()>> = const { core::cell::Cell::new(None) };
+}
+
 /// Runs `body` and then `after`, also when the process ends in between.
 pub fn with_exit_hook(body: impl FnOnce(), after: fn()) {
     #[pgrx::pg_guard]
-    unsafe extern "C-unwind" fn on_exit(_code: i32, arg: pg_sys::Datum) {
-        // SAFETY: the datum is the function pointer passed below.
-        let after: fn() = unsafe { core::mem::transmute::<usize, fn()>(arg.value()) };
+    unsafe extern "C-unwind" fn on_exit(_code: i32, _arg: pg_sys::Datum) {
+        if let Some(after) = AT_EXIT.take() {
+            after();
+        }
+    }
+    AT_EXIT.set(Some(after));
+    // SAFETY: before_shmem_exit callbacks run at process exit. It is never cancelled, which core
+    // allows only while none was registered after it; a second run finds nothing to do.
+    unsafe { pg_sys::before_shmem_exit(Some(on_exit), pg_sys::Datum::from(0)) };
+    body();
+    if let Some(after) = AT_EXIT.take() {
         after();
     }
-    let arg = pg_sys::Datum::from(after as usize);
-    // SAFETY: before_shmem_exit callbacks run at process exit; cancelled when `body` is done.
-    unsafe { pg_sys::before_shmem_exit(Some(on_exit), arg) };
-    body();
-    // SAFETY: the callback was registered last, as cancel_before_shmem_exit demands.
-    unsafe { pg_sys::cancel_before_shmem_exit(Some(on_exit), arg) };
-    after();
 }

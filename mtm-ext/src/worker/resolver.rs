@@ -6,13 +6,17 @@ use crate::machine;
 use crate::pg::shmem::{self, Part};
 use crate::pg::{bgworker, lockwait, pipe, proc, sqlrun, twophase, xact};
 use core::sync::atomic::Ordering;
-use mtm_core::{Gid, Lsn};
+use mtm_core::{Gid, Instant, Lsn};
 use mtm_node::{Effect, Input};
 use mtm_paxos::commit::Participant;
 use pgrx::spi::Spi;
 
 /// How often to look whether recovery waits for a lock, while there is recovery.
 const LOOK_US: u64 = 10_000;
+/// Who is in the way of recovery for longer than this, and does not heed a cancel, is ended.
+const PATIENCE_US: u64 = 200_000;
+/// Recovery that waits for so long is worth a line in the log.
+const COMPLAIN_US: u64 = 5_000_000;
 
 /// Runs until the server stops.
 pub fn run() {
@@ -29,12 +33,13 @@ pub fn run() {
 
 fn serve() {
     let header = shmem::header();
+    let mut waiting = None;
     loop {
         bgworker::handle_signals();
         finish::orphans();
         users::finish_orphans();
         let undecided = users::ask();
-        make_way();
+        make_way(&mut waiting);
         let replays = header.replayer.load(Ordering::Acquire) != proc::NO_PROC;
         let patience = match (replays, undecided) {
             (true, _) => LOOK_US,
@@ -92,15 +97,20 @@ const IN_THE_WAY: &str = "SELECT DISTINCT p.gid FROM pg_catalog.pg_locks w \
              h.objsubid) \
      IS NOT DISTINCT FROM ROW(w.database, w.relation, w.page, w.tuple, w.transactionid, \
              w.classid, w.objid, w.objsubid) \
-     JOIN pg_catalog.pg_prepared_xacts p ON h.virtualtransaction = '-1/' || p.transaction \
+     JOIN pg_catalog.pg_locks x ON x.granted AND x.pid IS NULL \
+     AND x.locktype = 'transactionid' AND x.mode = 'ExclusiveLock' \
+     AND x.virtualtransaction = h.virtualtransaction \
+     JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = x.transactionid \
      WHERE NOT w.granted AND w.pid = $1::text::int4";
 
 /// What recovery replays is committed: whatever is undecided or local and stands in its way goes.
-fn make_way() {
+fn make_way(waiting: &mut Option<Instant>) {
     let replayer = shmem::header().replayer.load(Ordering::Acquire);
     if replayer == proc::NO_PROC || !lockwait::is_waiting(replayer) {
+        *waiting = None;
         return;
     }
+    let now = proc::now();
     let pid = proc::pid_of(replayer);
     for gid in prepared_gids(&pid.to_string()) {
         for effect in machine::feed(Input::Drop(gid)) {
@@ -109,9 +119,20 @@ fn make_way() {
             }
         }
     }
+    // Sessions of users cannot write now; what they still hold would be refused anyway. One that
+    // waits for its client does not heed a cancel.
+    let since = now.since(*waiting.get_or_insert(now));
     for blocker in lockwait::blockers(replayer) {
-        // Sessions of users cannot write now; what they still hold would be refused anyway.
-        proc::cancel(blocker);
+        if since < PATIENCE_US {
+            proc::cancel(blocker);
+        } else {
+            proc::terminate(blocker);
+        }
+    }
+    if since > COMPLAIN_US {
+        *waiting = None;
+        let blockers = lockwait::blockers(replayer);
+        pgrx::log!("multimaster: recovery waits for a lock, held by processes {blockers:?}");
     }
 }
 

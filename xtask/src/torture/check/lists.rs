@@ -61,13 +61,21 @@ impl<'a> Lists<'a> {
             let Body::List { steps } = &op.body else {
                 continue;
             };
+            let mut own: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
             for step in steps {
                 match step {
                     Step::Append(key, value) => {
                         writer.insert((*key, *value), txns.len());
+                        own.entry(*key).or_default().push(*value);
                     }
                     // What was read before the last quiet point must be found in it.
                     Step::Read(key, list) if op.end > settled => {
+                        let mine = own.get(key).map(Vec::as_slice).unwrap_or_default();
+                        // What it appended itself need never have come to be.
+                        let list = match op.outcome {
+                            Outcome::Acknowledged => list,
+                            _ => list.strip_suffix(mine).unwrap_or(list),
+                        };
                         let longest = order.entry(*key).or_default();
                         if list.len() > longest.len() {
                             *longest = list;

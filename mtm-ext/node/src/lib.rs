@@ -13,6 +13,7 @@ mod node;
 mod peer_message;
 pub mod restart;
 pub mod table;
+pub mod user;
 pub mod wire;
 
 #[cfg(doctest)]

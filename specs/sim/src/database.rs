@@ -2,27 +2,47 @@
 
 use mtm_core::{GenNum, Gid, NodeId};
 use mtm_node::restart::{Restart, Word};
+use mtm_node::user::{Name, Operation};
 use mtm_node::{Below, Found};
+use mtm_paxos::commit::Decree;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A row.
 pub(crate) type Key = u8;
-/// The rows a transaction writes, ascending.
-pub(crate) type Keys = Vec<Key>;
+/// What a transaction does.
+#[derive(Clone, Default, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Body {
+    /// The rows it writes, ascending.
+    pub(crate) keys: Vec<Key>,
+    /// It is one of the two operations of a user's two-phase transaction.
+    pub(crate) user: Option<Operation>,
+}
+
+/// A user's transaction that is prepared, with its rows locked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct UserPrepared {
+    pub(crate) name: Name,
+    pub(crate) keys: Vec<Key>,
+    /// The second operation is committed: it ends as soon as possible.
+    pub(crate) ending: Option<(Gid, Decree)>,
+}
 
 /// A WAL record.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Record {
     /// The origin announces its transaction.
-    Announce(Gid, Keys),
+    Announce(Gid, Body),
     /// A commit record: the origin's own, or one written by recovery.
-    Commit(Gid, Keys),
-    Prepare(Gid, Keys),
-    CommitPrepared(Gid, Keys),
+    Commit(Gid, Body),
+    Prepare(Gid, Body),
+    CommitPrepared(Gid, Body),
     RollbackPrepared(Gid),
     AcceptAbort(Gid),
     /// Recovery: prepared from now on, and abort accepted or not, whatever was before.
-    Install(Gid, Keys, bool),
+    Install(Gid, Body, bool),
+    /// COMMIT PREPARED or ROLLBACK PREPARED of a user's transaction, and the rows it wrote. Its
+    /// second operation was committed before.
+    UserEnd(Gid, Decree, Vec<Key>),
     /// With what this node held then, and whether abort was accepted.
     ParallelSafe(GenNum, Vec<(Gid, bool)>),
     /// What this node had finished and forgotten.
@@ -53,9 +73,13 @@ pub(crate) struct Database {
     pub(crate) flushed: usize,
     /// What follows is what redo makes of the WAL, except locks.
     pub(crate) committed: BTreeSet<Gid>,
-    pub(crate) prepared: BTreeMap<Gid, Keys>,
+    pub(crate) prepared: BTreeMap<Gid, Body>,
     pub(crate) accepted: BTreeSet<Gid>,
-    pub(crate) announced: BTreeMap<Gid, Keys>,
+    pub(crate) announced: BTreeMap<Gid, Body>,
+    /// Users' prepared transactions, by their first operations.
+    pub(crate) users: BTreeMap<Gid, UserPrepared>,
+    /// How those that are no longer there ended.
+    pub(crate) users_ended: BTreeMap<Gid, Decree>,
     /// Every row lists who has written it, in order.
     pub(crate) rows: BTreeMap<Key, Vec<Gid>>,
     pub(crate) locks: BTreeMap<Key, Owner>,
@@ -67,28 +91,29 @@ pub(crate) enum Change {
     Nothing,
     Committed(Gid),
     CommittedTwice(Gid),
+    /// A user's transaction ended.
+    UserEnded(Gid),
+    /// It cannot be done: in a real server this fails.
+    Impossible(Gid),
 }
 
 impl Database {
     /// Carries a record out, once it is durable or in redo.
     pub(crate) fn apply(&mut self, record: &Record) -> Change {
         match record {
-            Record::Announce(gid, keys) => {
-                self.announced.insert(*gid, keys.clone());
+            Record::Announce(gid, body) => {
+                self.announced.insert(*gid, body.clone());
             }
-            Record::Commit(gid, keys) | Record::CommitPrepared(gid, keys) => {
+            Record::Commit(gid, body) | Record::CommitPrepared(gid, body) => {
                 self.prepared.remove(gid);
                 self.announced.remove(gid);
                 if !self.committed.insert(*gid) {
                     return Change::CommittedTwice(*gid);
                 }
-                for key in keys {
-                    self.rows.entry(*key).or_default().push(*gid);
-                }
-                return Change::Committed(*gid);
+                return self.commit(*gid, body);
             }
-            Record::Prepare(gid, keys) => {
-                self.prepared.insert(*gid, keys.clone());
+            Record::Prepare(gid, body) => {
+                self.prepared.insert(*gid, body.clone());
             }
             Record::RollbackPrepared(gid) => {
                 self.prepared.remove(gid);
@@ -96,17 +121,54 @@ impl Database {
             Record::AcceptAbort(gid) => {
                 self.accepted.insert(*gid);
             }
-            Record::Install(gid, keys, accepted) => {
-                self.prepared.insert(*gid, keys.clone());
+            Record::Install(gid, body, accepted) => {
+                self.prepared.insert(*gid, body.clone());
                 if *accepted {
                     self.accepted.insert(*gid);
                 } else {
                     self.accepted.remove(gid);
                 }
             }
+            Record::UserEnd(first, decree, keys) => {
+                if self.users.remove(first).is_none() {
+                    return Change::Impossible(*first);
+                }
+                self.users_ended.insert(*first, *decree);
+                if *decree == Decree::Commit {
+                    self.write(*first, keys);
+                }
+                return Change::UserEnded(*first);
+            }
             Record::ParallelSafe(..) | Record::Syncpoint(_) | Record::Checkpoint { .. } => {}
         }
         Change::Nothing
+    }
+
+    fn commit(&mut self, gid: Gid, body: &Body) -> Change {
+        match body.user {
+            None => self.write(gid, &body.keys),
+            Some(Operation::Prepare(name)) => {
+                let in_use = self.users.values().any(|user| user.name == name);
+                let keys = body.keys.clone();
+                self.users.insert(gid, UserPrepared { name, keys, ending: None });
+                if in_use {
+                    return Change::Impossible(gid);
+                }
+            }
+            Some(Operation::Finish { first, decree }) => match self.users.get_mut(&first) {
+                Some(user) if user.ending.is_none() => user.ending = Some((gid, decree)),
+                // Only a planted bug ends it first.
+                None if self.users_ended.get(&first) == Some(&decree) => {}
+                _ => return Change::Impossible(gid),
+            },
+        }
+        Change::Committed(gid)
+    }
+
+    fn write(&mut self, gid: Gid, keys: &[Key]) {
+        for key in keys {
+            self.rows.entry(*key).or_default().push(gid);
+        }
     }
 
     /// Frees everything an owner has locked.
@@ -124,7 +186,9 @@ impl Database {
         }
         self.flushed = wal.len();
         self.wal = wal;
-        for (gid, keys) in &self.prepared {
+        let prepared = self.prepared.iter().map(|(gid, body)| (gid, &body.keys));
+        let users = self.users.iter().map(|(gid, user)| (gid, &user.keys));
+        for (gid, keys) in prepared.chain(users) {
             for key in keys {
                 self.locks.insert(*key, Owner::Gid(*gid));
             }
@@ -136,17 +200,17 @@ impl Database {
         self.committed.contains(gid) || self.prepared.contains_key(gid)
     }
 
-    /// The rows of a transaction, as far as this node's WAL knows them.
-    pub(crate) fn keys_of(&self, gid: &Gid) -> Option<Keys> {
+    /// What a transaction does, as far as this node's WAL knows it.
+    pub(crate) fn body_of(&self, gid: &Gid) -> Option<Body> {
         self.wal.iter().rev().find_map(|record| match record {
-            Record::Announce(g, keys)
-            | Record::Commit(g, keys)
-            | Record::Prepare(g, keys)
-            | Record::CommitPrepared(g, keys)
-            | Record::Install(g, keys, _)
+            Record::Announce(g, body)
+            | Record::Commit(g, body)
+            | Record::Prepare(g, body)
+            | Record::CommitPrepared(g, body)
+            | Record::Install(g, body, _)
                 if g == gid =>
             {
-                Some(keys.clone())
+                Some(body.clone())
             }
             _ => None,
         })
@@ -158,6 +222,7 @@ impl Database {
         &self,
         me: NodeId,
         rollback_is_evidence: bool,
+        users_are_undecided: bool,
     ) -> (Option<Below>, BTreeMap<Gid, Found>) {
         let last = self.wal.iter().rev().find_map(|record| match record {
             Record::Checkpoint { start, forgotten, remembered } => {
@@ -188,6 +253,7 @@ impl Database {
                 // A rollback is evidence of nothing.
                 Record::Prepare(..)
                 | Record::RollbackPrepared(_)
+                | Record::UserEnd(..)
                 | Record::ParallelSafe(..)
                 | Record::Syncpoint(_)
                 | Record::Checkpoint { .. } => continue,
@@ -198,6 +264,9 @@ impl Database {
         let committed = |xid| self.committed.iter().any(|gid| gid.origin == me && gid.xid == xid);
         let mut found: BTreeMap<Gid, Found> =
             restart.finish(&prepared, committed).into_iter().collect();
+        if users_are_undecided {
+            found.extend(self.users.keys().map(|gid| (*gid, Found::Prepared)));
+        }
         if rollback_is_evidence {
             for found in found.values_mut().filter(|found| **found == Found::AnnouncedOnly) {
                 *found = Found::Aborted;

@@ -2,6 +2,7 @@
 
 use crate::database::Key;
 use mtm_core::{GenNum, Gid};
+use mtm_node::user::Operation;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a client was told.
@@ -37,6 +38,10 @@ pub(crate) struct Oracle {
     pub(crate) told: BTreeMap<Gid, Told>,
     /// Commits that some node has not committed durably yet.
     pub(crate) pending: BTreeSet<Gid>,
+    /// What users' operations do, as they were announced.
+    pub(crate) operations: BTreeMap<Gid, Operation>,
+    /// The second operation that was decided, by the first one.
+    pub(crate) seconds: BTreeMap<Gid, Gid>,
     /// The order in which rows were written.
     order: BTreeMap<Key, Vec<Gid>>,
     pub(crate) violation: Option<Violation>,

@@ -54,6 +54,17 @@ impl Fault {
     }
 }
 
+/// What a client says instead of COMMIT, with the number of a name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum UserWord {
+    /// PREPARE TRANSACTION.
+    Prepare(u8),
+    /// COMMIT PREPARED.
+    Commit(u8),
+    /// ROLLBACK PREPARED.
+    Rollback(u8),
+}
+
 /// One client's transaction.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Transaction {
@@ -67,6 +78,8 @@ pub struct Transaction {
     pub think_us: u64,
     /// When the client loses patience with the commit.
     pub patience_us: u64,
+    /// It is one of the two operations of a user's two-phase transaction.
+    pub user: Option<UserWord>,
 }
 
 /// The kind of cluster.
@@ -164,14 +177,17 @@ pub enum Flavour {
     /// Two nodes with a referee that cannot hear each other while the referee comes and goes and
     /// what it is told comes late.
     Split,
+    /// Users prepare transactions and end them later, some of them twice and on different nodes.
+    Users,
 }
 
 impl Plan {
-    /// The script of this seed: three of four are wild.
+    /// The script of this seed: five of eight are wild.
     pub fn new(seed: u64, shape: Shape) -> Self {
         match seed % 8 {
             0 if shape == Shape::Referee => Self::flavoured(seed, shape, Flavour::Split),
             3 => Self::flavoured(seed, shape, Flavour::Deaf),
+            5 => Self::flavoured(seed, shape, Flavour::Users),
             6 => Self::flavoured(seed, shape, Flavour::Churn),
             _ => Self::flavoured(seed, shape, Flavour::Wild),
         }
@@ -186,6 +202,7 @@ impl Plan {
             Flavour::Deaf => deaf(&mut rng, &mut plan),
             Flavour::Churn => churn(&mut rng, &mut plan),
             Flavour::Split => split(&mut rng, &mut plan),
+            Flavour::Users => users(&mut rng, &mut plan),
         }
         plan
     }
@@ -321,7 +338,7 @@ fn transactions(
                 rng.between(50_000, 2_000_000)
             };
             let node = rng.below(nodes as u64) as usize;
-            Transaction { at_us, node, keys, think_us: rng.below(3_000), patience_us }
+            Transaction { at_us, node, keys, think_us: rng.below(3_000), patience_us, user: None }
         })
         .collect();
     all.sort_by_key(|t| t.at_us);
@@ -349,6 +366,7 @@ fn deaf(rng: &mut Rng, plan: &mut Plan) {
                 keys: vec![key],
                 think_us: rng.below(1_000),
                 patience_us: rng.between(500, 300_000),
+                user: None,
             });
         }
         at += lasts + rng.between(300_000, 600_000);
@@ -380,6 +398,7 @@ fn churn(rng: &mut Rng, plan: &mut Plan) {
                     keys: vec![rng.below(200) as u8],
                     think_us: rng.below(1_000),
                     patience_us: if rng.chance(50) { rng.between(500, 8_000) } else { 1_000_000 },
+                    user: None,
                 });
             }
         }
@@ -422,6 +441,48 @@ fn split(rng: &mut Rng, plan: &mut Plan) {
         at += lasts + rng.between(100_000, 600_000);
     }
     plan.faults.sort_by_key(|(at, _)| *at);
+}
+
+fn users(rng: &mut Rng, plan: &mut Plan) {
+    let nodes = plan.shape.nodes() as u64;
+    let names = rng.between(1, 4);
+    let end = plan.heal_at_us;
+    let near = |rng: &mut Rng, faults: &[(u64, Fault)]| {
+        let at = match faults.len() as u64 {
+            n @ 1.. if rng.chance(60) => faults[rng.below(n) as usize].0,
+            _ => rng.below(end),
+        };
+        (at + rng.below(40_000)).saturating_sub(20_000)
+    };
+    for _ in 0..rng.between(3, 16) {
+        let (name, at_us) = (rng.below(names) as u8, near(rng, &plan.faults));
+        let keys = (0..rng.between(1, 2)).map(|_| rng.below(100) as u8).collect();
+        let mut word = |at_us, keys, user| {
+            plan.transactions.push(Transaction {
+                at_us,
+                node: rng.below(nodes) as usize,
+                keys,
+                think_us: rng.below(1_000),
+                patience_us: rng.between(500, 2_000_000),
+                user: Some(user),
+            });
+            rng.below(100)
+        };
+        let mut chance = word(at_us, keys, UserWord::Prepare(name));
+        // Most are ended, some by several clients, soon or much later.
+        let mut at_us = at_us;
+        while chance < 80 {
+            at_us += 1 + (chance * 7919) % 60_000 * if chance % 4 == 0 { 10 } else { 1 };
+            let commit = chance % 3 > 0;
+            let user = if commit { UserWord::Commit(name) } else { UserWord::Rollback(name) };
+            chance = word(at_us, Vec::new(), user);
+        }
+    }
+    for t in &mut plan.transactions {
+        t.keys.sort_unstable();
+        t.keys.dedup();
+    }
+    plan.transactions.sort_by_key(|t| t.at_us);
 }
 
 /// A node crashes, or nobody hears it and it hears nobody.

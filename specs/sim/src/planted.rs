@@ -29,6 +29,16 @@ pub enum Driver {
     ConfirmedEarly,
     /// Recovery ends at ParallelSafe without the donor's undecided transactions.
     UndecidedIgnored,
+    /// A restart takes what a user has prepared for a transaction without an outcome.
+    UsersUndecided,
+    /// Recovery does not take over what users have prepared.
+    UsersNotRecovered,
+    /// COMMIT PREPARED and ROLLBACK PREPARED take effect at once where they are given.
+    SecondAtOnce,
+    /// A user's transaction ends before its second operation is durably committed.
+    EndsFirst,
+    /// Nobody looks whether the name of a user's transaction is in use.
+    NameUnchecked,
 }
 
 /// One rule that is broken.
@@ -97,6 +107,10 @@ const fn driver(bug: Driver, shape: Shape, seeds: u64) -> Case {
     case(Planted::Driver(bug), shape, None, seeds)
 }
 
+const fn users(bug: Driver, seeds: u64) -> Case {
+    case(Planted::Driver(bug), THREE, Some(Flavour::Users), seeds)
+}
+
 const THREE: Shape = Shape::Nodes(3);
 const FIVE: Shape = Shape::Nodes(5);
 
@@ -135,4 +149,9 @@ pub const CASES: &[Case] = &[
     case(Planted::Driver(Driver::JournalIgnored), THREE, Some(Flavour::Churn), 2_000),
     driver(Driver::ConfirmedEarly, THREE, 50),
     driver(Driver::UndecidedIgnored, THREE, 50),
+    users(Driver::UsersUndecided, 100),
+    users(Driver::UsersNotRecovered, 100),
+    users(Driver::SecondAtOnce, 20),
+    users(Driver::EndsFirst, 500),
+    users(Driver::NameUnchecked, 20),
 ];

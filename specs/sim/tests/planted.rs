@@ -112,7 +112,7 @@ fn progress_of_an_earlier_generation() -> Plan {
         (623240, 1, 106, 1367, 1140694),
     ];
     let transaction = |&(at_us, node, key, think_us, patience_us): &(u64, usize, u8, u64, u64)| {
-        Transaction { at_us, node, keys: vec![key], think_us, patience_us }
+        Transaction { at_us, node, keys: vec![key], think_us, patience_us, user: None }
     };
     Plan {
         seed: 2_000_246,

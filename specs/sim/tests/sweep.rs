@@ -87,6 +87,7 @@ fn either_node_goes_on_alone_with_the_referee() {
                 keys: vec![n as u8],
                 think_us: 100,
                 patience_us: 500_000,
+                user: None,
             })
             .collect();
         let verdict = run(&plan, false);

@@ -5,20 +5,23 @@ use super::{Op, Then, World};
 use crate::database::{Owner, Record};
 use mtm_core::Gid;
 use mtm_node::Input;
+use mtm_paxos::commit::Decree;
 
 impl World {
     pub(super) fn start_applier(&mut self, i: usize, gid: Gid) {
         let host = &mut self.hosts[i];
-        let keys = host.rows_of.remove(&gid).unwrap_or_default();
-        host.appliers.insert(gid, Applier { keys, locked: 0, preparing: false, waits_for: None });
+        let body = host.rows_of.remove(&gid).unwrap_or_default();
+        let applier =
+            Applier { body, locked: 0, applied: false, preparing: false, waits_for: None };
+        host.appliers.insert(gid, applier);
         host.locks_changed = true;
     }
 
     pub(super) fn hold(&mut self, i: usize, gid: Gid) {
         let from = gid.origin.index();
         // Without rows at hand it was a recovery's: that begins again anyway.
-        if let Some(keys) = self.hosts[i].rows_of.remove(&gid) {
-            self.hosts[i].receivers[from].held.push_back((gid, keys));
+        if let Some(body) = self.hosts[i].rows_of.remove(&gid) {
+            self.hosts[i].receivers[from].held.push_back((gid, body));
         }
     }
 
@@ -37,8 +40,8 @@ impl World {
     pub(super) fn write_prepare(&mut self, i: usize, gid: Gid) {
         let Some(applier) = self.hosts[i].appliers.get_mut(&gid) else { return };
         applier.preparing = true;
-        let keys = applier.keys.clone();
-        self.append_soon(i, Record::Prepare(gid, keys), Then::Prepared(gid));
+        let body = applier.body.clone();
+        self.append_soon(i, Record::Prepare(gid, body), Then::Prepared(gid));
     }
 
     pub(super) fn discard(&mut self, i: usize, gid: Gid) {
@@ -47,6 +50,7 @@ impl World {
             host.appliers.remove(&gid);
             host.db.unlock(Owner::Gid(gid));
             host.locks_changed = true;
+            self.end_operation(i, gid, Decree::Abort);
         }
     }
 
@@ -56,7 +60,7 @@ impl World {
         let waiting: Vec<Gid> = self.hosts[i]
             .appliers
             .iter()
-            .filter(|(_, a)| a.locked < a.keys.len())
+            .filter(|(_, a)| !a.applied)
             .map(|(gid, _)| *gid)
             .collect();
         for gid in waiting {
@@ -73,7 +77,7 @@ impl World {
         loop {
             let host = &mut self.hosts[i];
             let Some(applier) = host.appliers.get_mut(&gid) else { return };
-            let Some(&key) = applier.keys.get(applier.locked) else { break };
+            let Some(&key) = applier.body.keys.get(applier.locked) else { break };
             match host.db.locks.get(&key).copied() {
                 None => {
                     host.db.locks.insert(key, Owner::Gid(gid));
@@ -82,17 +86,28 @@ impl World {
                 Some(Owner::Gid(holder)) if holder == gid => applier.locked += 1,
                 Some(owner) => {
                     let Some(holder) = self.blocker(i, owner) else { return };
-                    let applier = self.hosts[i].appliers.get_mut(&gid).expect("looked up above");
-                    if applier.waits_for != Some(holder) {
-                        applier.waits_for = Some(holder);
-                        self.feed(i, Input::Conflict { waiter: gid, holder });
-                    }
+                    self.waits_for(i, gid, holder);
                     return;
                 }
             }
         }
+        if !self.hold_applied(i, gid) {
+            return;
+        }
+        if let Some(applier) = self.hosts[i].appliers.get_mut(&gid) {
+            applier.applied = true;
+        }
         let us = self.rng.between(20, 2_000);
         self.op(i, us, Op::Applied(gid));
+    }
+
+    /// An applier waits for an announced transaction: said once per pair.
+    pub(super) fn waits_for(&mut self, i: usize, gid: Gid, holder: Gid) {
+        let Some(applier) = self.hosts[i].appliers.get_mut(&gid) else { return };
+        if applier.waits_for != Some(holder) {
+            applier.waits_for = Some(holder);
+            self.feed(i, Input::Conflict { waiter: gid, holder });
+        }
     }
 
     /// The announced transaction behind the owner of a row. A local transaction that is not
@@ -116,7 +131,7 @@ impl World {
         loop {
             let host = &mut self.hosts[i];
             let Some(backend) = host.backends.get_mut(&id) else { return };
-            let Some(&key) = backend.keys.get(backend.locked) else { break };
+            let Some(&key) = backend.body.keys.get(backend.locked) else { break };
             match host.db.locks.get(&key) {
                 None => {
                     host.db.locks.insert(key, Owner::Backend(id));

@@ -3,6 +3,7 @@
 use super::{World, node};
 use crate::oracle::Told;
 use mtm_core::Gid;
+use mtm_node::user::Operation;
 use mtm_node::{Node, Role};
 
 /// Rows that only the last transactions write.
@@ -13,6 +14,7 @@ impl World {
     /// (TLA+ `OnlineHoldsAll`).
     pub(super) fn check_host(&mut self, i: usize) {
         self.check_grant(i);
+        self.check_users(i);
         if self.oracle.pending.is_empty() || !self.serves(i) {
             return;
         }
@@ -108,7 +110,7 @@ impl World {
             (1..self.hosts.len()).find(|&i| self.hosts[i].db.rows != self.hosts[0].db.rows);
         match differ {
             Some(i) => Err(format!("n{} and n1 differ", i + 1)),
-            None => Ok(()),
+            None => self.users_agree(),
         }
     }
 
@@ -141,12 +143,18 @@ impl World {
             self.oracle.violated("FinallyWorks", what);
             return;
         }
+        self.users_ended_by_decision();
         let told: Vec<(Gid, Told)> = self.oracle.told.iter().map(|(g, t)| (*g, *t)).collect();
         for (gid, told) in told {
             let there = self.hosts[0].db.committed.contains(&gid);
             match told {
                 Told::Committed => {
                     self.coverage.committed += 1;
+                    match self.oracle.operations.get(&gid) {
+                        Some(Operation::Prepare(_)) => self.coverage.users_prepared += 1,
+                        Some(Operation::Finish { .. }) => self.coverage.users_ended += 1,
+                        None => {}
+                    }
                     if !there {
                         self.oracle.violated(
                             "AckedDurable",

@@ -3,11 +3,12 @@
 use super::check::PROBE_ROW;
 use super::host::Backend;
 use super::{Op, World};
-use crate::database::Owner;
+use crate::database::{Body, Owner};
 use crate::oracle::Told;
 use crate::plan::Transaction;
 use mtm_core::{Gid, Xid};
 use mtm_node::{Input, Outcome};
+use mtm_paxos::commit::Decree;
 
 impl World {
     pub(super) fn begin(&mut self, which: usize) {
@@ -33,6 +34,7 @@ impl World {
                 keys,
                 think_us: 10,
                 patience_us: u64::from(u32::MAX),
+                user: None,
             });
         }
     }
@@ -40,8 +42,15 @@ impl World {
     fn start(&mut self, t: Transaction) {
         let id = self.hosts[t.node].next_xid;
         self.hosts[t.node].next_xid += 1;
-        let backend =
-            Backend { keys: t.keys, locked: 0, working: false, think_us: t.think_us, gid: None };
+        let body = Body { keys: t.keys, user: None };
+        let backend = Backend {
+            body,
+            word: t.user,
+            locked: 0,
+            working: false,
+            think_us: t.think_us,
+            gid: None,
+        };
         self.hosts[t.node].backends.insert(id, backend);
         self.hosts[t.node].locks_changed = true;
         self.op(t.node, t.think_us + t.patience_us, Op::Patience(id));
@@ -49,7 +58,7 @@ impl World {
 
     /// Its statements are done: COMMIT.
     pub(super) fn worked(&mut self, i: usize, id: u64) {
-        if self.hosts[i].backends.contains_key(&id) {
+        if self.hosts[i].backends.contains_key(&id) && self.says_its_word(i, id) {
             self.feed(i, Input::Announce(Xid(id)));
         }
     }
@@ -85,6 +94,7 @@ impl World {
             Outcome::Aborted => {
                 self.oracle.abort(gid);
                 self.oracle.tell(gid, Told::Aborted);
+                self.end_operation(i, gid, Decree::Abort);
             }
         }
         if let Some(id) = self.hosts[i].backend_of(&gid) {
@@ -95,6 +105,7 @@ impl World {
     /// The outcome is others' business: rows are released, the client gets 08007.
     pub(super) fn give_up(&mut self, i: usize, gid: Gid) {
         self.oracle.tell(gid, Told::Unknown);
+        self.end_operation(i, gid, Decree::Abort);
         if let Some(id) = self.hosts[i].backend_of(&gid) {
             self.end_backend(i, id);
         }

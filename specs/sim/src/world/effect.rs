@@ -6,7 +6,7 @@ use super::{Event, Op, Packet, Then, World};
 use crate::database::Record;
 use crate::trace::What;
 use mtm_core::{GenNum, Gid, NodeSet};
-use mtm_node::{Effect, Node, PeerMessage, Role};
+use mtm_node::{Effect, Input, Node, PeerMessage, Role};
 use mtm_paxos::commit::Decree;
 
 /// How long a node waits for the referee.
@@ -29,15 +29,19 @@ impl World {
             }
             Effect::Rejected(xid, _) => self.end_unannounced(i, xid.0),
             Effect::WriteAnnouncement(gid) => {
-                if let Some(backend) = self.hosts[i].backends.get_mut(&gid.xid.0) {
+                if !self.hold_announced(i, gid) {
+                    self.feed(i, Input::AnnouncementFailed(gid));
+                    self.end_unannounced(i, gid.xid.0);
+                } else if let Some(backend) = self.hosts[i].backends.get_mut(&gid.xid.0) {
                     backend.gid = Some(gid);
-                    let keys = backend.keys.clone();
-                    self.append_soon(i, Record::Announce(gid, keys), Then::Announced(gid));
+                    let body = backend.body.clone();
+                    self.append_soon(i, Record::Announce(gid, body), Then::Announced(gid));
                 }
             }
             Effect::WriteCommit(gid) => {
-                let keys = self.hosts[i].db.announced.get(&gid).cloned().unwrap_or_default();
-                self.append_soon(i, Record::Commit(gid, keys), Then::Committed(gid));
+                let body = self.hosts[i].db.announced.get(&gid).cloned().unwrap_or_default();
+                self.ends_first(i, &body);
+                self.append_soon(i, Record::Commit(gid, body), Then::Committed(gid));
             }
             Effect::Answer(gid, outcome) => self.answer(i, gid, outcome),
             Effect::GiveUp(gid) => self.give_up(i, gid),
@@ -103,6 +107,7 @@ impl World {
             return;
         }
         self.oracle.commit(gid, num);
+        self.second_decided(gid);
     }
 
     pub(super) fn append_soon(&mut self, i: usize, record: Record, then: Then) {
@@ -121,8 +126,8 @@ impl World {
         self.hosts[i].finishing.insert(gid);
         let record = match decree {
             Decree::Commit => {
-                let keys = self.hosts[i].db.prepared.get(&gid).cloned().unwrap_or_default();
-                Record::CommitPrepared(gid, keys)
+                let body = self.hosts[i].db.prepared.get(&gid).cloned().unwrap_or_default();
+                Record::CommitPrepared(gid, body)
             }
             Decree::Abort => {
                 self.oracle.abort(gid);

@@ -111,7 +111,9 @@ impl World {
     pub(super) fn scan(&mut self, i: usize) {
         let (evidence, deaf) =
             (self.neglects(Driver::RollbackIsEvidence), self.neglects(Driver::JournalIgnored));
-        let (forgotten, mut found) = self.hosts[i].db.scan(node(i), evidence);
+        let undecided = self.neglects(Driver::UsersUndecided);
+        let (forgotten, mut found) = self.hosts[i].db.scan(node(i), evidence, undecided);
+        self.restore_users(i);
         if deaf {
             found.retain(|_, found| *found != Found::AbortAccepted { prepared: false });
             for found in found.values_mut() {

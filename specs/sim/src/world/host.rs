@@ -1,12 +1,13 @@
 //! One simulated server: its machine, its database, and what its processes are doing.
 
 use super::node;
-use crate::database::{Database, Key, Keys};
-use crate::plan::{Plan, Shape};
+use crate::database::{Body, Database, Key, Owner};
+use crate::plan::{Plan, Shape, UserWord};
 use crate::planted::Planted;
 use mtm_core::{Gid, Instant, NodeId, NodeSet, Token};
 use mtm_generations::{Membership, Message, Record, Timing};
 use mtm_node::table::Slot;
+use mtm_node::user::{Operation, User, Users};
 use mtm_node::{Core, Entry};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -24,11 +25,15 @@ const TIMING: Timing = Timing {
 const CLOCK_US: u64 = 60_000_000;
 /// Places in the table of transactions.
 const SLOTS: usize = 128;
+/// Places for users' two-phase transactions.
+const USERS: usize = 16;
 
 /// A backend that runs a client's transaction.
 #[derive(Clone, Debug)]
 pub(crate) struct Backend {
-    pub(crate) keys: Keys,
+    pub(crate) body: Body,
+    /// What its user says instead of COMMIT.
+    pub(crate) word: Option<UserWord>,
     /// So many of them are locked.
     pub(crate) locked: usize,
     pub(crate) working: bool,
@@ -39,8 +44,10 @@ pub(crate) struct Backend {
 /// An apply worker with one transaction.
 #[derive(Clone, Debug)]
 pub(crate) struct Applier {
-    pub(crate) keys: Keys,
+    pub(crate) body: Body,
     pub(crate) locked: usize,
+    /// All rows are written and names held.
+    pub(crate) applied: bool,
     pub(crate) preparing: bool,
     /// The last holder that was reported as a conflict.
     pub(crate) waits_for: Option<Gid>,
@@ -78,7 +85,7 @@ pub(crate) struct Receiver {
     /// When the last transaction arrives: a stream keeps its order.
     pub(crate) arrives: u64,
     /// Transactions to be delivered again.
-    pub(crate) held: VecDeque<(Gid, Keys)>,
+    pub(crate) held: VecDeque<(Gid, Body)>,
 }
 
 #[derive(Debug)]
@@ -97,6 +104,9 @@ pub(crate) struct Host {
     pub(crate) life: u64,
     pub(crate) core: Core,
     pub(crate) slots: Vec<Slot<Entry>>,
+    /// Users' two-phase transactions, and which operations hold them.
+    pub(crate) users: Vec<Slot<User>>,
+    pub(crate) operations: BTreeMap<Gid, Operation>,
     pub(crate) db: Database,
     /// The generation state file.
     pub(crate) state: Record,
@@ -113,13 +123,13 @@ pub(crate) struct Host {
     pub(crate) connected: NodeSet,
     pub(crate) backends: BTreeMap<u64, Backend>,
     pub(crate) appliers: BTreeMap<Gid, Applier>,
-    pub(crate) rows_of: BTreeMap<Gid, Keys>,
+    pub(crate) rows_of: BTreeMap<Gid, Body>,
     pub(crate) receivers: Vec<Receiver>,
     pub(crate) recovery: Option<Recovery>,
     /// When recovery goes on.
     pub(crate) recover_at: Option<u64>,
     pub(crate) caught_up: bool,
-    pub(crate) tasks: VecDeque<(Task, Keys)>,
+    pub(crate) tasks: VecDeque<(Task, Body)>,
     /// Rows locked for the first task, and whether its record is being written.
     pub(crate) task_locked: usize,
     pub(crate) task_writing: bool,
@@ -146,6 +156,8 @@ impl Host {
             life: 0,
             core: core(plan, state, seed, false),
             slots: vec![Slot::FREE; SLOTS],
+            users: vec![Slot::FREE; USERS],
+            operations: BTreeMap::new(),
             db: Database::default(),
             state,
             state_pending: VecDeque::new(),
@@ -184,6 +196,8 @@ impl Host {
         self.clock = CLOCK_US + seed % CLOCK_US;
         self.catching_up = None;
         self.slots.fill(Slot::FREE);
+        self.users.fill(Slot::FREE);
+        self.operations.clear();
         self.state_pending.clear();
         self.state_arrives = 0;
         self.persisted = Token(0);
@@ -212,8 +226,22 @@ impl Host {
         self.backends.iter().find(|(_, b)| b.gid == Some(*gid)).map(|(id, _)| *id)
     }
 
-    pub(crate) fn owner(&self, key: Key) -> Option<crate::database::Owner> {
+    pub(crate) fn owner(&self, key: Key) -> Option<Owner> {
         self.db.locks.get(&key).copied()
+    }
+
+    /// What a user has prepared keeps its rows.
+    pub(crate) fn keep_locked(&mut self, gid: Gid, body: &Body) {
+        if let Some(Operation::Prepare(_)) = body.user {
+            for key in &body.keys {
+                self.db.locks.insert(*key, Owner::Gid(gid));
+            }
+        }
+    }
+
+    /// The users' transactions.
+    pub(crate) fn users(&mut self) -> Users<'_> {
+        Users::new(&mut self.users)
     }
 }
 

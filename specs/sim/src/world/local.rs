@@ -5,7 +5,9 @@ use crate::database::{Change, Owner, Record};
 use crate::planted::Driver;
 use mtm_core::{Token, Xid};
 use mtm_generations as generations;
+use mtm_node::user::Operation;
 use mtm_node::{Input, Node};
+use mtm_paxos::commit::Decree;
 
 /// How often a host looks at its connections.
 const POLL_US: u64 = 20_000;
@@ -90,13 +92,13 @@ impl World {
         self.feed(i, Input::Generation(generations::Input::Persisted(token)));
     }
 
-    fn append(&mut self, i: usize, record: Record, then: Then) {
+    pub(super) fn append(&mut self, i: usize, record: Record, then: Then) {
         let us = self.disk_us(i);
         let host = &mut self.hosts[i];
         host.db.wal.push(record.clone());
         let lsn = host.db.wal.len();
-        if let Record::Announce(gid, keys) = &record {
-            host.db.announced.insert(*gid, keys.clone());
+        if let Record::Announce(gid, body) = &record {
+            host.db.announced.insert(*gid, body.clone());
         }
         // A flush takes everything before with it, in order.
         let at = (self.now.0 + us).max(host.disk_arrives + 1);
@@ -118,9 +120,23 @@ impl World {
             Change::CommittedTwice(gid) => {
                 self.oracle.violated("NoDuplicate", format!("n{} commits {gid} twice", i + 1));
             }
-            Change::Committed(gid) => self.committed(i, gid, record),
+            Change::Committed(gid) => {
+                self.committed(i, gid, record);
+                if let Some(Operation::Prepare(_)) = self.hosts[i].operations.get(&gid) {
+                    self.end_operation(i, gid, Decree::Commit);
+                }
+            }
+            Change::UserEnded(first) => self.user_ended(i, first, record),
+            Change::Impossible(gid) => self.impossible(i, gid),
         }
         self.release(i, record);
+        if let Record::RollbackPrepared(gid) = record {
+            self.end_operation(i, *gid, Decree::Abort);
+        }
+        if self.user_ends(i, record, then) {
+            // The rest follows when the user's own transaction has ended.
+            return;
+        }
         if !self.neglects(Driver::UnsyncedIsDurable) || !matches!(then, Then::Prepared(_)) {
             self.durable(i, then);
         }
@@ -154,14 +170,19 @@ impl World {
     fn release(&mut self, i: usize, record: &Record) {
         let host = &mut self.hosts[i];
         match record {
-            Record::Commit(gid, _) => {
+            Record::Commit(gid, body) => {
                 if let Some(id) = host.backend_of(gid) {
                     host.db.unlock(Owner::Backend(id));
                     host.backends.remove(&id);
                 }
                 host.db.unlock(Owner::Recovery);
+                host.keep_locked(*gid, body);
             }
-            Record::CommitPrepared(gid, _) | Record::RollbackPrepared(gid) => {
+            Record::CommitPrepared(gid, body) => {
+                host.db.unlock(Owner::Gid(*gid));
+                host.keep_locked(*gid, body);
+            }
+            Record::RollbackPrepared(gid) | Record::UserEnd(gid, ..) => {
                 host.db.unlock(Owner::Gid(*gid));
             }
             Record::Announce(..)
@@ -178,11 +199,18 @@ impl World {
     /// A transaction is durably committed here.
     pub(super) fn committed(&mut self, i: usize, gid: mtm_core::Gid, record: &Record) {
         self.decided_commit(i, gid);
-        if let Record::Commit(_, keys) | Record::CommitPrepared(_, keys) = record {
-            for key in keys {
-                let at = self.hosts[i].db.rows[key].iter().rposition(|g| *g == gid);
-                self.oracle.written(*key, at.expect("it was written just now"), gid);
-            }
+        if let Record::Commit(_, body) | Record::CommitPrepared(_, body) = record
+            && body.user.is_none()
+        {
+            self.written(i, gid, &body.keys);
+        }
+    }
+
+    /// Rows of this node now end with a transaction.
+    pub(super) fn written(&mut self, i: usize, gid: mtm_core::Gid, keys: &[crate::database::Key]) {
+        for key in keys {
+            let at = self.hosts[i].db.rows[key].iter().rposition(|g| *g == gid);
+            self.oracle.written(*key, at.expect("it was written just now"), gid);
         }
     }
 }

@@ -10,8 +10,9 @@ mod local;
 mod network;
 mod recovery;
 mod referee;
+mod user;
 
-use crate::database::{Keys, Record};
+use crate::database::{Body, Record};
 use crate::oracle::{Oracle, Violation};
 use crate::plan::Plan;
 use crate::planted::{Driver, Planted};
@@ -69,11 +70,15 @@ pub struct Coverage {
     pub from_syncpoints: u64,
     /// Grants of the referee.
     pub grants: u64,
+    /// Users' transactions that their users know to be prepared.
+    pub users_prepared: u64,
+    /// ... that they know to be ended.
+    pub users_ended: u64,
 }
 
 impl Coverage {
     /// The number of each thing, with its name.
-    pub fn counts(&self) -> [(&'static str, u64); 21] {
+    pub fn counts(&self) -> [(&'static str, u64); 23] {
         [
             ("histories", self.histories),
             ("steps", self.steps),
@@ -96,6 +101,8 @@ impl Coverage {
             ("settled_commits", self.settled_commits),
             ("settled_aborts", self.settled_aborts),
             ("grants", self.grants),
+            ("users_prepared", self.users_prepared),
+            ("users_ended", self.users_ended),
         ]
     }
 
@@ -123,6 +130,8 @@ impl Coverage {
             caught_up,
             from_syncpoints,
             grants,
+            users_prepared,
+            users_ended,
         } = self;
         *histories += o.histories;
         *steps += o.steps;
@@ -145,6 +154,8 @@ impl Coverage {
         *caught_up += o.caught_up;
         *from_syncpoints += o.from_syncpoints;
         *grants += o.grants;
+        *users_prepared += o.users_prepared;
+        *users_ended += o.users_ended;
     }
 }
 
@@ -219,7 +230,7 @@ pub(crate) enum Event {
         to: usize,
         connection: u64,
         gid: Gid,
-        keys: Keys,
+        body: Body,
     },
     Wake(usize, u64),
     /// In this life of the host.
@@ -372,8 +383,8 @@ impl World {
                 self.arrive(from, to, packet);
             }
             Event::Decode(from, to) => self.decode(from, to),
-            Event::Item { from, to, connection, gid, keys } => {
-                self.item(from, to, connection, gid, keys);
+            Event::Item { from, to, connection, gid, body } => {
+                self.item(from, to, connection, gid, body);
             }
             Event::Wake(i, at) => {
                 if self.hosts[i].wake_at == Some(at) {

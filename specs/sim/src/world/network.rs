@@ -1,7 +1,7 @@
 //! Messages, connectivity, streams.
 
 use super::{Event, Packet, World, node};
-use crate::database::{Keys, Record};
+use crate::database::{Body, Record};
 use crate::plan::Slowness;
 use crate::trace::What;
 use mtm_core::{Gid, NodeSet};
@@ -114,7 +114,7 @@ impl World {
         let start = self.hosts[to].receivers[from].at.min(flushed);
         self.hosts[to].receivers[from].at = flushed;
         for at in start..flushed {
-            let Record::Announce(gid, keys) = self.hosts[from].db.wal[at].clone() else { continue };
+            let Record::Announce(gid, body) = self.hosts[from].db.wal[at].clone() else { continue };
             if self.hosts[from].backend_of(&gid).is_none() {
                 continue;
             }
@@ -123,26 +123,26 @@ impl World {
             let receiver = &mut self.hosts[to].receivers[from];
             receiver.arrives = arrives;
             let connection = receiver.connection;
-            self.at(arrives, Event::Item { from, to, connection, gid, keys });
+            self.at(arrives, Event::Item { from, to, connection, gid, body });
         }
     }
 
-    pub(super) fn item(&mut self, from: usize, to: usize, connection: u64, gid: Gid, keys: Keys) {
+    pub(super) fn item(&mut self, from: usize, to: usize, connection: u64, gid: Gid, body: Body) {
         let host = &mut self.hosts[to];
         if !host.up || host.receivers[from].connection != connection {
             return;
         }
         let receiver = &mut host.receivers[from];
         if !receiver.held.is_empty() {
-            receiver.held.push_back((gid, keys));
+            receiver.held.push_back((gid, body));
             return;
         }
         self.tell(|| What::Delivered(from, to, gid));
-        self.deliver(to, gid, keys);
+        self.deliver(to, gid, body);
     }
 
-    pub(super) fn deliver(&mut self, i: usize, gid: Gid, keys: Keys) {
-        self.hosts[i].rows_of.insert(gid, keys);
+    pub(super) fn deliver(&mut self, i: usize, gid: Gid, body: Body) {
+        self.hosts[i].rows_of.insert(gid, body);
         self.feed(i, Input::Delivered(gid));
     }
 
@@ -150,8 +150,8 @@ impl World {
     pub(super) fn deliver_held(&mut self, i: usize) {
         for peer in 0..self.hosts.len() {
             let held = core::mem::take(&mut self.hosts[i].receivers[peer].held);
-            for (gid, keys) in held {
-                self.deliver(i, gid, keys);
+            for (gid, body) in held {
+                self.deliver(i, gid, body);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::host::Task;
 use super::{Op, Then, World};
-use crate::database::{Keys, Owner, Record};
+use crate::database::{Body, Owner, Record};
 use crate::planted::Driver;
 use crate::trace::What;
 use mtm_core::{GenNum, Gid};
@@ -15,11 +15,11 @@ impl World {
     /// With its rows at hand: the donor may be out of reach when its turn comes, and nothing that
     /// was begun may be left out.
     pub(super) fn task(&mut self, i: usize, task: Task) {
-        let keys = match task {
-            Task::Drop(_) => Keys::new(),
+        let body = match task {
+            Task::Drop(_) => Body::default(),
             Task::Apply(gid) | Task::Install(gid, _) => self.rows_for(i, gid),
         };
-        self.hosts[i].tasks.push_back((task, keys));
+        self.hosts[i].tasks.push_back((task, body));
         self.hosts[i].locks_changed = true;
     }
 
@@ -208,36 +208,37 @@ impl World {
     }
 
     /// The rows come from the donor, or are here already.
-    fn rows_for(&mut self, i: usize, gid: Gid) -> Keys {
+    fn rows_for(&mut self, i: usize, gid: Gid) -> Body {
         let donor = self.hosts[i].recovery.as_ref().and_then(|r| r.donor);
         let donor = donor.or_else(|| self.hosts[i].catching_up.map(|(_, d, _)| d));
-        let keys = donor.and_then(|d| self.hosts[d].db.keys_of(&gid));
-        let keys = keys.or_else(|| self.hosts[i].db.keys_of(&gid));
-        keys.unwrap_or_else(|| {
+        let body = donor.and_then(|d| self.hosts[d].db.body_of(&gid));
+        let body = body.or_else(|| self.hosts[i].db.body_of(&gid));
+        body.unwrap_or_else(|| {
             self.oracle.violated("NoMisuse", format!("no rows of {gid} for recovery"));
-            Keys::new()
+            Body::default()
         })
     }
 
     /// Goes on with the first task: locks its rows, writes its record.
     pub(super) fn pump_task(&mut self, i: usize) {
-        let Some((task, keys)) = self.hosts[i].tasks.front().cloned() else { return };
+        let Some((task, body)) = self.hosts[i].tasks.front().cloned() else { return };
         if self.hosts[i].task_writing {
             return;
         }
         let (record, gid) = match task {
             Task::Drop(gid) => (Record::RollbackPrepared(gid), gid),
             Task::Apply(gid) => {
-                if !self.lock_for_task(i, gid, &keys, Owner::Recovery) {
+                if !self.lock_for_task(i, gid, &body, Owner::Recovery) {
                     return;
                 }
-                (Record::Commit(gid, keys), gid)
+                let body = self.as_recovered(body);
+                (Record::Commit(gid, body), gid)
             }
             Task::Install(gid, accepted) => {
-                if !self.lock_for_task(i, gid, &keys, Owner::Gid(gid)) {
+                if !self.lock_for_task(i, gid, &body, Owner::Gid(gid)) {
                     return;
                 }
-                (Record::Install(gid, keys, accepted), gid)
+                (Record::Install(gid, body, accepted), gid)
             }
         };
         self.hosts[i].task_writing = true;
@@ -249,8 +250,8 @@ impl World {
         self.append_soon(i, record, Then::RecoveryDone(gid));
     }
 
-    fn lock_for_task(&mut self, i: usize, gid: Gid, keys: &Keys, owner: Owner) -> bool {
-        while let Some(&key) = keys.get(self.hosts[i].task_locked) {
+    fn lock_for_task(&mut self, i: usize, gid: Gid, body: &Body, owner: Owner) -> bool {
+        while let Some(&key) = body.keys.get(self.hosts[i].task_locked) {
             match self.hosts[i].owner(key) {
                 None => {
                     self.hosts[i].db.locks.insert(key, owner);
@@ -271,12 +272,12 @@ impl World {
             }
             self.hosts[i].task_locked += 1;
         }
-        true
+        self.hold_for_task(i, gid, body)
     }
 
     /// An undecided transaction stands in the way of a replayed one: it is dropped. The task for
     /// that comes first.
-    fn in_the_way(&mut self, i: usize, gid: Gid, other: Gid) {
+    pub(super) fn in_the_way(&mut self, i: usize, gid: Gid, other: Gid) {
         let host = &mut self.hosts[i];
         let entry = Node::new(&mut host.core, &mut host.slots).transaction(&other);
         let undecided = entry.is_some_and(|e| matches!(e.role, Role::Peer(p) if p.is_undecided()));

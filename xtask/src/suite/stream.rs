@@ -23,6 +23,8 @@ checks!("stream":
     held_and_rolled_back_since,
     local_transactions_are_left_out,
     rows_that_cannot_be_replayed,
+    announcements_are_named,
+    a_live_stream,
     syncpoints,
     options,
 );
@@ -97,6 +99,8 @@ fn marks_without_an_announcement(a: &Arena) -> Result<()> {
     a.run(1, "COMMIT PREPARED 'user-st1'")?;
     let all = events(&slot, "mode normal", Said::Mark, 1)?;
     ensure!(all.len() == 1, "more than a mark: {all:?}");
+    let all = slot.peek("mode recovery")?;
+    ensure!(all.len() == 1 && all[0].rows()? == "+st_late(1,~)", "{all:?}");
     slot.skip()?;
     let rows = "INSERT INTO st_late SELECT g, repeat('x', 50) FROM generate_series(2, 5000) g";
     let xid = write(a, 1, rows)?;
@@ -169,7 +173,10 @@ fn replays_with_schema_changes(a: &Arena) -> Result<()> {
         let end = format!("+st_ddl{node}(4,z)");
         ensure!(rows.ends_with(&end), "{rows} instead of ..{end}");
         let counts = all[at + 1].counts()?;
-        ensure!(counts.get(&'0').or(counts.get(&'!')) == Some(&1), "nothing empties it: {rows}");
+        ensure!(
+            counts.get(&'0').or_else(|| counts.get(&'!')) == Some(&1),
+            "nothing empties it: {rows}"
+        );
     }
     Ok(())
 }
@@ -397,6 +404,68 @@ fn rows_that_cannot_be_replayed(a: &Arena) -> Result<()> {
     ensure!(error.state == "55000" && error.message.contains(&gid.to_string()), "{error}");
     ensure!(error.message.contains("replica identity"), "{error}");
     Ok(())
+}
+
+/// Who recovers must not confirm more than the announcements on which it has no vote.
+fn announcements_are_named(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE st_named(id int PRIMARY KEY)")?;
+    let slot = Slot::new(a, 1, "named")?;
+    a.run(1, "BEGIN; INSERT INTO st_named VALUES (1); PREPARE TRANSACTION 'user-st7'")?;
+    let own = write(a, 1, "INSERT INTO st_named VALUES (2)")?;
+    let other = write(a, 2, "INSERT INTO st_named VALUES (3)")?;
+    shown(a, 1, "SELECT count(*) FROM st_named", "2")?;
+    events(&slot, "mode recovery", Said::Replay, 2)?;
+    let all = slot.peek_all("mode recovery")?;
+    let said: Vec<Said> = all.iter().map(|event| event.said).collect();
+    a.run(1, "COMMIT PREPARED 'user-st7'")?;
+    let order = [Said::Announcement, Said::Announcement, Said::Replay, Said::Replay];
+    ensure!(said == order, "{said:?}");
+    ensure!(all[1].who() == (1, own) && all[2].who() == (1, own), "{all:?}");
+    ensure!(all[3].who() == (2, other), "{all:?}");
+    Ok(())
+}
+
+/// Announced transactions leave while they are in progress, and their marks follow without them
+/// being read again.
+fn a_live_stream(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE st_live(id int PRIMARY KEY, v text)")?;
+    let slot = Slot::new(a, 1, "live")?;
+    let reader = slot.follow()?;
+    let mut gids = Vec::new();
+    for (n, node) in [1, 2, 1].into_iter().enumerate() {
+        let xid = write(a, node, &format!("INSERT INTO st_live VALUES ({n}, 'live-{n}')"))?;
+        shown(a, 1, "SELECT count(*) FROM st_live", &(n + 1).to_string())?;
+        gids.push((node, xid));
+    }
+    let large = "INSERT INTO st_live SELECT g, repeat('x', 100) FROM generate_series(10, 60000) g";
+    gids.push((1, write(a, 1, large)?));
+    let name = |(node, xid): (usize, u64)| {
+        let mut bytes = vec![u8::try_from(node).unwrap_or(0)];
+        bytes.extend(xid.to_be_bytes());
+        bytes
+    };
+    // A mark begins with its letter and the name.
+    let mark = |who| [b"C", name(who).as_slice()].concat();
+    until("all marks have come", LIMIT, || {
+        let bytes = reader.bytes()?;
+        Ok(gids.iter().all(|who| find(&bytes, &mark(*who)).is_some()).then_some(()))
+    })?;
+    let bytes = reader.bytes()?;
+    let marks: Vec<_> = gids.iter().map(|who| find(&bytes, &mark(*who))).collect();
+    ensure!(marks.is_sorted(), "{marks:?}");
+    for (n, rows) in [(0, "live-0"), (2, "live-2")] {
+        let piece = [b"T", name(gids[n]).as_slice()].concat();
+        let places = (find(&bytes, &piece), find(&bytes, rows.as_bytes()), marks[n]);
+        ensure!(places.0.is_some() && places.0 < places.1 && places.1 < places.2, "{places:?}");
+    }
+    ensure!(find(&bytes, b"live-1").is_none(), "rows of another node");
+    let end = [b"P", name(gids[3]).as_slice()].concat();
+    ensure!(find(&bytes, &end).is_some_and(|at| Some(at) < marks[3]), "the large one stays away");
+    Ok(())
+}
+
+fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
+    bytes.windows(part.len()).position(|window| window == part)
 }
 
 fn syncpoints(a: &Arena) -> Result<()> {

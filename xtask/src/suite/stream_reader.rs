@@ -1,6 +1,8 @@
 //! Reads what a node's output plugin says, through SQL, into something that can be compared.
 
 use super::arena::Arena;
+use crate::host::client;
+use crate::server::DATABASE;
 use crate::wait::until;
 use anyhow::{Context, Result, bail, ensure};
 use mtm_core::{GenNum, Gid, Lsn};
@@ -8,6 +10,8 @@ use mtm_logrep::row::{Relation, RowMessage, RowReader, Tuple, Value};
 use mtm_logrep::stream::StreamMessage;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::path::PathBuf;
+use std::process::Child;
 use std::time::Duration;
 
 /// What a message said, after the pieces before it.
@@ -15,6 +19,8 @@ use std::time::Duration;
 pub(super) enum Said {
     /// Pieces of an announced transaction.
     Announced,
+    /// An announcement that recovery passes over.
+    Announcement,
     Mark,
     Replay,
     ReplayPrepared,
@@ -158,14 +164,40 @@ impl<'a> Slot<'a> {
         self.advance("pg_current_wal_flush_lsn()")
     }
 
+    /// Reads the slot as peers do, in mode normal, until the result is dropped.
+    pub(super) fn follow(&self) -> Result<Follower> {
+        let node = self.arena.cluster.node(self.node)?;
+        let output = self.arena.cluster.dir.join(format!("{}.stream", self.name));
+        let mut command = client("pg_recvlogical");
+        command.args(["-h", "127.0.0.1", "-U", DATABASE, "-d", DATABASE, "--start", "--no-loop"]);
+        command.args(["-p", &node.port.to_string(), "-S", &self.name, "--fsync-interval=0"]);
+        command.args(["-o", "mode=normal", "-f"]).arg(&output);
+        let child = command.spawn().context("pg_recvlogical")?;
+        let follower = Follower { child, output };
+        let active =
+            format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{}'", self.name);
+        until("pg_recvlogical reads", Duration::from_secs(10), || {
+            Ok((self.arena.ask(self.node, &active)? == "t").then_some(()))
+        })?;
+        Ok(follower)
+    }
+
     /// Confirms what lies before a place.
     pub(super) fn advance(&self, to: &str) -> Result<()> {
         let advance = format!("SELECT pg_replication_slot_advance('{}', {to})", self.name);
         self.arena.run(self.node, &advance).map(|_| ())
     }
 
-    /// What the plugin says in this mode, from the confirmed place on.
+    /// What the plugin says in this mode, from the confirmed place on, without announcements that
+    /// recovery passes over.
     pub(super) fn peek(&self, options: &str) -> Result<Vec<Event>> {
+        let mut events = self.peek_all(options)?;
+        events.retain(|event| event.said != Said::Announcement);
+        Ok(events)
+    }
+
+    /// What the plugin says in this mode, from the confirmed place on.
+    pub(super) fn peek_all(&self, options: &str) -> Result<Vec<Event>> {
         let session = self.arena.on(self.node)?;
         // What does not fit goes to disk, or out in parts.
         session.run("SET logical_decoding_work_mem = '64kB'")?;
@@ -211,6 +243,7 @@ fn take(message: StreamMessage<'_>, pieces: &mut Event, events: &mut Vec<Event>)
             }
             (Said::Announced, Some(gid), lsn)
         }
+        M::Announced { gid, lsn } => (Said::Announcement, Some(gid), lsn),
         M::CommitMark { gid, lsn } => (Said::Mark, Some(gid), lsn),
         M::Replay { gid, lsn } => (Said::Replay, Some(gid), lsn),
         M::ReplayPrepared { gid, lsn } => (Said::ReplayPrepared, Some(gid), lsn),
@@ -245,6 +278,27 @@ fn unhex(text: &str) -> Result<Vec<u8>> {
     let digit = |d: u8| (d as char).to_digit(16).context("not a hex digit");
     let pair = |pair: &[u8]| Ok((digit(pair[0])? * 16 + digit(pair[1])?) as u8);
     digits.chunks_exact(2).map(pair).collect()
+}
+
+/// A process that reads a slot as peers do.
+pub(super) struct Follower {
+    child: Child,
+    output: PathBuf,
+}
+
+impl Follower {
+    /// What it has read by now.
+    pub(super) fn bytes(&self) -> Result<Vec<u8>> {
+        Ok(std::fs::read(&self.output)?)
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.output);
+    }
 }
 
 /// Bytes as a literal.

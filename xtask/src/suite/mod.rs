@@ -8,13 +8,16 @@ pub mod arena;
 mod commit;
 pub mod compare;
 mod conflicts;
+mod cut_off;
 mod ddl;
+mod failover;
 mod features;
 mod foreign;
 mod identities;
 mod integrity;
 mod large;
 mod large_stream;
+mod load;
 mod local;
 mod objects;
 mod peers;
@@ -86,6 +89,8 @@ const GROUPS: &[&[Check]] = &[
     local::CHECKS,
     objects::CHECKS,
     peers::CHECKS,
+    failover::CHECKS,
+    cut_off::CHECKS,
     settings::CHECKS,
 ];
 

@@ -165,13 +165,13 @@ unsafe extern "C-unwind" {
     /// `catalog/pg_constraint.h`; the arrays have room for `INDEX_MAX_KEYS`.
     fn DeconstructFkConstraintRow(
         tuple: pg_sys::HeapTuple,
-        count: *mut core::ffi::c_int,
+        count: *mut c_int,
         conkey: *mut i16,
         confkey: *mut i16,
         pf_eq_oprs: *mut pg_sys::Oid,
         pp_eq_oprs: *mut pg_sys::Oid,
         ff_eq_oprs: *mut pg_sys::Oid,
-        set_columns_count: *mut core::ffi::c_int,
+        set_columns_count: *mut c_int,
         set_columns: *mut i16,
     );
 }

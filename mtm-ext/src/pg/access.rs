@@ -261,8 +261,7 @@ pub fn serves_client() -> bool {
     // SAFETY: null or this worker's description, which lives as long as the process.
     unsafe {
         let worker = pg_sys::MyBgworkerEntry;
-        worker.is_null()
-            || CStr::from_ptr((*worker).bgw_library_name.as_ptr()) != c"multimaster"
+        worker.is_null() || CStr::from_ptr((*worker).bgw_library_name.as_ptr()) != c"multimaster"
     }
 }
 

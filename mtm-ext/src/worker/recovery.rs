@@ -424,7 +424,11 @@ impl Replay {
 pub fn at_exit() {
     let me = proc::my_procno();
     let header = shmem::header();
-    if header.replayer.compare_exchange(me, proc::NO_PROC, Ordering::AcqRel, Ordering::Acquire).is_err() {
+    if header
+        .replayer
+        .compare_exchange(me, proc::NO_PROC, Ordering::AcqRel, Ordering::Acquire)
+        .is_err()
+    {
         return;
     }
     let begun = shmem::node(|state| {

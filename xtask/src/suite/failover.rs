@@ -109,7 +109,8 @@ fn one_frozen_under_load(a: &Arena) -> Result<()> {
         seconds(report.outage(&[1, 2], frozen, went_on)),
         seconds(online - thawed),
     );
-    let without = a.ask(1, "SELECT count(*) > 0 FROM mtm.generations WHERE NOT 3 = ANY (members)")?;
+    let without =
+        a.ask(1, "SELECT count(*) > 0 FROM mtm.generations WHERE NOT 3 = ANY (members)")?;
     ensure!(without == "t", "node 3 was never left out");
     all_is_well(a, "f_freeze")?;
     report.witness.check(a, "f_freeze")
@@ -135,7 +136,8 @@ fn all_killed_under_load(a: &Arena) -> Result<()> {
 /// A node misses thousands of transactions and takes them over while more come in.
 fn away_for_long(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE f_long(id int PRIMARY KEY)")?;
-    let plan = Plan { clients: 8, pause: Duration::from_millis(10), ..Plan::new("f_long", &[1, 2]) };
+    let plan =
+        Plan { clients: 8, pause: Duration::from_millis(10), ..Plan::new("f_long", &[1, 2]) };
     let (report, (killed, started, online)) = under_load(a, &plan, |load| {
         load.goes_on(&[1, 2], 50, GO_ON_WITHIN)?;
         let killed = Instant::now();
@@ -229,7 +231,8 @@ fn origin_killed_in_commit(a: &Arena) -> Result<()> {
 fn settled_after(a: &Arena, id: usize, before: &str) -> Result<f64> {
     let session = a.cluster.node(id)?.connect_as(DATABASE, "mtm_admin")?;
     let after = until("a new generation and nothing left of node 1", GO_ON_WITHIN, || {
-        let left = session.one("SELECT count(*) FROM pg_prepared_xacts WHERE gid LIKE 'MTM-1-%'")?;
+        let left =
+            session.one("SELECT count(*) FROM pg_prepared_xacts WHERE gid LIKE 'MTM-1-%'")?;
         let after = session.one(&format!(
             "SELECT extract(epoch FROM clock_timestamp() - min(since)) FROM mtm.generations
               WHERE num > {before}"

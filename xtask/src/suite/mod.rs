@@ -8,7 +8,6 @@ pub mod arena;
 mod commit;
 pub mod compare;
 mod conflicts;
-mod cut_off;
 mod ddl;
 mod failover;
 mod features;
@@ -90,7 +89,6 @@ const GROUPS: &[&[Check]] = &[
     objects::CHECKS,
     peers::CHECKS,
     failover::CHECKS,
-    cut_off::CHECKS,
     settings::CHECKS,
 ];
 

@@ -31,7 +31,8 @@ CREATE FUNCTION mtm.status(
     OUT reason text)
     RETURNS SETOF record
     LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'status_wrapper';
-COMMENT ON FUNCTION mtm.status() IS 'state of this node';
+COMMENT ON FUNCTION mtm.status() IS
+    'state of this node: online, isolated, recovery, catchup or disabled, and why';
 
 CREATE FUNCTION mtm.nodes(
     OUT id int, OUT conninfo text, OUT is_self bool, OUT enabled bool, OUT connected bool,
@@ -41,6 +42,79 @@ CREATE FUNCTION mtm.nodes(
 COMMENT ON FUNCTION mtm.nodes() IS 'all nodes of the cluster as this one sees them';
 
 CREATE VIEW mtm.cluster_nodes AS SELECT id, conninfo, is_self FROM mtm.nodes();
+COMMENT ON VIEW mtm.cluster_nodes IS 'all nodes of the cluster and how they are reached';
+
+CREATE FUNCTION mtm.generation_history(
+    OUT num int8, OUT members int[], OUT donors int[], OUT configured int[], OUT since float8,
+    OUT why text)
+    RETURNS SETOF record
+    LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'generation_history_wrapper';
+
+CREATE VIEW mtm.generations AS
+    SELECT num, members, donors, configured, pg_catalog.to_timestamp(since) AS since, why
+      FROM mtm.generation_history() ORDER BY num;
+COMMENT ON VIEW mtm.generations IS
+    'generations this node has been in, the last 1000: who its members were, since when, and why';
+COMMENT ON COLUMN mtm.generations.num IS 'number of the generation';
+COMMENT ON COLUMN mtm.generations.members IS 'nodes whose agreement every commit needed';
+COMMENT ON COLUMN mtm.generations.donors IS 'members that had everything when it began';
+COMMENT ON COLUMN mtm.generations.configured IS 'nodes of the cluster at that time';
+COMMENT ON COLUMN mtm.generations.since IS 'when this node went into it';
+COMMENT ON COLUMN mtm.generations.why IS 'what changed from the one before';
+
+CREATE FUNCTION mtm.unfinished(
+    OUT gid text, OUT origin int, OUT gen_num int8, OUT waits_for text,
+    OUT waits_for_nodes int[], OUT pid int)
+    RETURNS SETOF record
+    LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'unfinished_wrapper';
+
+CREATE VIEW mtm.undecided AS
+    SELECT u.gid, u.origin, u.gen_num, t.since,
+           pg_catalog.clock_timestamp() - t.since AS age,
+           u.waits_for, u.waits_for_nodes, u.pid
+      FROM mtm.unfinished() u
+      LEFT JOIN pg_catalog.pg_prepared_xact() p ON p.gid = u.gid
+      LEFT JOIN pg_catalog.pg_stat_get_activity(NULL) a ON a.pid = u.pid
+     CROSS JOIN LATERAL (SELECT coalesce(p.prepared, a.xact_start) AS since) t;
+COMMENT ON VIEW mtm.undecided IS
+    'transactions of the cluster that are not finished on this node, and what they wait for';
+COMMENT ON COLUMN mtm.undecided.gid IS 'name of the transaction in the whole cluster';
+COMMENT ON COLUMN mtm.undecided.origin IS 'node on which it was begun';
+COMMENT ON COLUMN mtm.undecided.gen_num IS 'generation in which it was announced';
+COMMENT ON COLUMN mtm.undecided.since IS
+    'when it was prepared here, or begun if it is this node''s own';
+COMMENT ON COLUMN mtm.undecided.age IS 'how long ago that was';
+COMMENT ON COLUMN mtm.undecided.waits_for IS 'what is missing before it can be finished here';
+COMMENT ON COLUMN mtm.undecided.waits_for_nodes IS 'nodes that must do something for that';
+COMMENT ON COLUMN mtm.undecided.pid IS 'process of this node that has it, if any';
+
+CREATE FUNCTION mtm.recovery_progress(
+    OUT from_node int, OUT gen_num int8, OUT receiver_pid int, OUT replayed int8,
+    OUT log_end int8, OUT bytes_replayed int8, OUT seconds float8)
+    RETURNS SETOF record
+    LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'recovery_progress_wrapper';
+
+CREATE VIEW mtm.recovery AS
+    SELECT from_node, gen_num, receiver_pid,
+           '0/0'::pg_catalog.pg_lsn + replayed AS replayed_lsn,
+           '0/0'::pg_catalog.pg_lsn + log_end AS log_end_lsn,
+           log_end - replayed AS bytes_to_go, bytes_per_second,
+           CASE WHEN log_end = replayed THEN 0
+                ELSE pg_catalog.ceil((log_end - replayed)::float8 / nullif(bytes_per_second, 0))
+           END::int8 AS seconds_to_go
+      FROM mtm.recovery_progress(),
+           LATERAL (SELECT (bytes_replayed / nullif(seconds, 0))::int8 AS bytes_per_second) r;
+COMMENT ON VIEW mtm.recovery IS
+    'how far this node is in taking over what others committed without it; empty if it is not';
+COMMENT ON COLUMN mtm.recovery.from_node IS 'node whose log is replayed';
+COMMENT ON COLUMN mtm.recovery.gen_num IS 'generation for which it is';
+COMMENT ON COLUMN mtm.recovery.receiver_pid IS 'process that replays';
+COMMENT ON COLUMN mtm.recovery.replayed_lsn IS 'position in that node''s log up to which it is done';
+COMMENT ON COLUMN mtm.recovery.log_end_lsn IS 'end of that node''s log';
+COMMENT ON COLUMN mtm.recovery.bytes_to_go IS 'bytes of log between the two';
+COMMENT ON COLUMN mtm.recovery.bytes_per_second IS 'how fast it has been so far';
+COMMENT ON COLUMN mtm.recovery.seconds_to_go IS
+    'time to the present end of the log at that rate; it grows while others write';
 
 CREATE FUNCTION mtm.make_table_local(relation regclass) RETURNS void
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'make_table_local_wrapper';
@@ -77,4 +151,5 @@ REVOKE ALL ON FUNCTION mtm.init_cluster(text, text[]), mtm.check_connection(text
     FROM PUBLIC;
 REVOKE ALL ON PROCEDURE mtm.dmq_receive(int, text) FROM PUBLIC;
 REVOKE ALL ON mtm.cluster_nodes FROM PUBLIC;
+GRANT SELECT ON mtm.generations, mtm.undecided, mtm.recovery TO PUBLIC;
 GRANT USAGE ON SCHEMA mtm TO PUBLIC;

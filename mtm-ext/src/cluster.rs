@@ -129,7 +129,8 @@ pub fn status_reason() -> String {
     }
 }
 
-fn why_not_connected(peer: NodeId) -> String {
+/// What is in the way between this node and `peer`, in words.
+pub fn why_not_connected(peer: NodeId) -> String {
     let state = shmem::peer(peer);
     let heard = state.last_heard_us.load(Ordering::Acquire);
     let silent_ms = proc::now().0.saturating_sub(heard) / 1000;

@@ -33,7 +33,7 @@ extern "C-unwind" fn _PG_init() {
     guc::init();
     pg::shmem::init();
     pg::xact::init();
-    hook::init();
     pg::ddl::init();
+    hook::init();
     worker::init();
 }

@@ -99,6 +99,10 @@ fn drive(
             let safe = |e: &Effect| matches!(e, Effect::WriteParallelSafe(_));
             let held: Vec<(Gid, bool)> =
                 if out.as_slice().iter().any(safe) { node.held().collect() } else { Vec::new() };
+            if !node.serves() {
+                // Clients look for themselves from here on: see `hook::access`.
+                shmem::header().serving_until_us.store(0, Ordering::Release);
+            }
             note(state, out.as_slice());
             route(state, input, out.as_slice(), finisher, &mut wakes);
             step.map(|()| held)

@@ -10,6 +10,12 @@ pub fn error(code: PgSqlErrorCode, message: impl Into<String>, detail: &str, hin
     unreachable!("an ERROR does not return")
 }
 
+/// A FATAL, which ends the session, with a detail and a hint (none if empty).
+pub fn fatal(code: PgSqlErrorCode, message: impl Into<String>, detail: &str, hint: &str) -> ! {
+    say(PgLogLevel::FATAL, code, message.into(), detail, hint);
+    unreachable!("a FATAL does not return")
+}
+
 /// A WARNING with a detail (none if empty) and a hint (none if empty).
 pub fn warning(message: impl Into<String>, detail: &str, hint: &str) {
     let code = PgSqlErrorCode::ERRCODE_WARNING;

@@ -1,7 +1,9 @@
 //! SQL functions. Declared in `sql/multimaster--1.0.sql`.
 
+pub mod history;
 mod init;
 mod node;
+mod progress;
 pub mod requirements;
 mod sequences;
 mod view;

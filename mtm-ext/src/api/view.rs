@@ -6,7 +6,8 @@ use core::sync::atomic::Ordering;
 use mtm_core::{NodeId, NodeSet};
 use pgrx::prelude::*;
 
-fn numbers(nodes: NodeSet) -> Vec<i32> {
+/// Nodes as SQL has them.
+pub fn numbers(nodes: NodeSet) -> Vec<i32> {
     nodes.iter().map(|node| i32::from(node.get())).collect()
 }
 
@@ -19,7 +20,7 @@ fn status() -> TableIterator<
         name!(my_node_id, Option<i32>),
         name!(status, String),
         name!(connected, Vec<i32>),
-        name!(gen_num, i64),
+        name!(gen_num, Option<i64>),
         name!(gen_members, Vec<i32>),
         name!(gen_members_online, Vec<i32>),
         name!(gen_configured, Vec<i32>),
@@ -40,7 +41,7 @@ fn status() -> TableIterator<
         me.map(|node| i32::from(node.get())),
         cluster::status().to_string(),
         numbers(peers),
-        generation.map_or(0, |(generation, _)| generation.num.0 as i64),
+        generation.map(|(generation, _)| generation.num.0 as i64),
         numbers(generation.map_or(NodeSet::EMPTY, |(generation, _)| generation.members)),
         numbers(generation.map_or(NodeSet::EMPTY, |(_, online)| online)),
         numbers(configured),
@@ -68,6 +69,7 @@ fn nodes() -> TableIterator<
     super::require_preload();
     let header = shmem::header();
     let me = header.me();
+    let online = machine::look(|node| node.membership().members_online()).unwrap_or_default();
     let row = move |node: NodeId| {
         let is_self = Some(node) == me;
         let peer = shmem::peer(node);
@@ -82,9 +84,9 @@ fn nodes() -> TableIterator<
             i32::from(node.get()),
             shmem::conninfo(node),
             is_self,
-            is_self || cluster::connected().contains(node),
+            online.contains(node),
             is_self || cluster::is_linked(node),
-            of_peer(peer.inbox_pid.load(Ordering::Acquire)),
+            of_peer(peer.walsender_pid.load(Ordering::Acquire)),
             of_peer(peer.receiver_pid.load(Ordering::Acquire)),
             (!is_self).then(|| peer.n_workers.load(Ordering::Acquire)),
             (!is_self).then(|| mode.to_owned()),

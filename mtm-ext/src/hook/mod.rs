@@ -1,11 +1,14 @@
 //! What happens inside users' transactions.
 
+pub mod access;
 pub mod commit;
 pub mod ddl;
 pub mod twophase;
 
 /// Installs the hooks. Only in `_PG_init` under `shared_preload_libraries`.
-pub fn init() {}
+pub fn init() {
+    crate::pg::access::init();
+}
 
 /// Whether rows of this table stay on this node.
 pub fn is_local(relation: pgrx::pg_sys::Oid) -> bool {

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 #![allow(non_snake_case, reason = "functions of PostgreSQL keep their names")]
 
+pub mod access;
 pub mod bgworker;
 pub mod compat;
 pub mod conn;

@@ -329,6 +329,13 @@ pub struct Header {
     pub nodes: AtomicU64,
     /// Name of the cluster, drawn at random when it was made.
     pub cluster_id: AtomicU64,
+    /// Until then clients are served without another look at the machine; monotonic us. Set and
+    /// taken back under `NODE` only.
+    pub serving_until_us: AtomicU64,
+    /// When the replay of `replay_from` began; monotonic us.
+    pub replay_begun_us: AtomicU64,
+    /// Where in that node's log it began.
+    pub replay_begun_lsn: AtomicU64,
     /// 1 once the machine has its state: unfinished work from before the start is known.
     pub started: AtomicU32,
     /// Node whose log is replayed here, 0 if none: see `replay_generation`.

@@ -80,7 +80,12 @@ unsafe extern "C" {
     pub static max_prepared_xacts: c_int;
     /// `libpq/libpq.h`.
     pub static PqCommMethods: *const PQcommMethods;
+    /// `libpq/auth.h`.
+    pub static mut ClientAuthentication_hook: Option<ClientAuthentication>;
 }
+
+/// `libpq/auth.h`: called when a client has proved who it is, or has failed to.
+pub type ClientAuthentication = unsafe extern "C-unwind" fn(*mut super::compat::Port, c_int);
 
 /// Settings of this class that nobody defined are refused from now on. At library load.
 pub fn reserve_settings(class: &core::ffi::CStr) {

@@ -237,6 +237,7 @@ fn carry_out() {
         }
         if let Some((token, record)) = persist {
             durable::write_record(&record);
+            crate::api::history::note(&record.current);
             machine::feed_after(Input::Generation(Generation::Persisted(token)), |state| {
                 state.deferred.durable = token;
                 if state.deferred.persist.is_some_and(|(newest, _)| newest == token) {

@@ -65,8 +65,11 @@ impl Replay {
     pub fn new(donor: NodeId, from: Lsn) -> Self {
         bgworker::set_config(c"synchronous_commit", c"off");
         bgworker::set_config(c"lock_timeout", c"0");
-        shmem::header().replayer.store(proc::my_procno(), Ordering::Release);
-        proc::wake(shmem::header().resolver.load(Ordering::Acquire));
+        let header = shmem::header();
+        header.replay_begun_us.store(proc::now().0, Ordering::Release);
+        header.replay_begun_lsn.store(from.0, Ordering::Release);
+        header.replayer.store(proc::my_procno(), Ordering::Release);
+        proc::wake(header.resolver.load(Ordering::Acquire));
         Self {
             donor,
             applier: Applier::new(),

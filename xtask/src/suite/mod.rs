@@ -9,12 +9,14 @@ mod commit;
 pub mod compare;
 mod conflicts;
 mod ddl;
+mod failover;
 mod features;
 mod foreign;
 mod identities;
 mod integrity;
 mod large;
 mod large_stream;
+mod load;
 mod local;
 mod objects;
 mod peers;
@@ -86,6 +88,7 @@ const GROUPS: &[&[Check]] = &[
     local::CHECKS,
     objects::CHECKS,
     peers::CHECKS,
+    failover::CHECKS,
     settings::CHECKS,
 ];
 

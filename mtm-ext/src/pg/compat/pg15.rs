@@ -1,5 +1,6 @@
 //! PostgreSQL 15.
 
+use core::ffi::{c_char, c_int};
 use pgrx::{pg_guard, pg_sys};
 
 /// The old and the new tuple of a decoded change; null where there is none.
@@ -164,13 +165,13 @@ unsafe extern "C-unwind" {
     /// `catalog/pg_constraint.h`; the arrays have room for `INDEX_MAX_KEYS`.
     fn DeconstructFkConstraintRow(
         tuple: pg_sys::HeapTuple,
-        count: *mut core::ffi::c_int,
+        count: *mut c_int,
         conkey: *mut i16,
         confkey: *mut i16,
         pf_eq_oprs: *mut pg_sys::Oid,
         pp_eq_oprs: *mut pg_sys::Oid,
         ff_eq_oprs: *mut pg_sys::Oid,
-        set_columns_count: *mut core::ffi::c_int,
+        set_columns_count: *mut c_int,
         set_columns: *mut i16,
     );
 }
@@ -250,4 +251,32 @@ pub unsafe fn owns_relation(relation: pg_sys::Oid) -> bool {
 pub unsafe fn file_of(relation: pg_sys::Relation) -> pg_sys::RelFileNode {
     // SAFETY: the caller's promise.
     unsafe { (*relation).rd_node }
+}
+
+/// `libpq/libpq-be.h`: a client's connection, up to the last field that we read.
+#[repr(C)]
+pub struct Port {
+    sock: c_int,
+    noblock: bool,
+    proto: u32,
+    addresses: [Address; 2],
+    remote_host: *mut c_char,
+    remote_hostname: *mut c_char,
+    remote_hostname_resolv: c_int,
+    remote_hostname_errcode: c_int,
+    remote_port: *mut c_char,
+    can_accept_connections: c_int,
+    /// From the startup packet.
+    pub database_name: *mut c_char,
+    user_name: *mut c_char,
+    cmdline_options: *mut c_char,
+    guc_options: *mut pg_sys::List,
+    /// From the startup packet; null if the client gave none.
+    pub application_name: *mut c_char,
+}
+
+#[repr(C)]
+struct Address {
+    storage: libc::sockaddr_storage,
+    len: libc::socklen_t,
 }

@@ -1,0 +1,248 @@
+//! Who may read and write on this node, and when: clients of a node that is not online are
+//! refused, since what they would read may be old and what they would write may be lost.
+//!
+//! Readers are as careful as writers here: a node that was cut off from the majority, or has just
+//! gone on after standing still, may not know yet that the others went on without it. So a look at
+//! the machine is good only as long as a majority counts as heard, and never for long; while it is
+//! good a statement costs a clock reading.
+
+use crate::pg::{access, proc, shmem, xact};
+use crate::{cluster, guc, machine, report};
+use core::cell::Cell;
+use core::sync::atomic::Ordering;
+use mtm_core::{Instant, NodeId, NodeSet};
+use mtm_generations::{Configuration, NodeStatus, Reason};
+use pgrx::PgSqlErrorCode;
+
+/// How long a look at the machine is good for at most, in microseconds.
+const GOOD_US: u64 = 100_000;
+/// How often to look again while waiting, in microseconds.
+const LOOK_US: u64 = 10_000;
+/// Names under which nodes connect to each other.
+const PEERS: [&str; 2] = ["mtm_dmq", "mtm_receiver"];
+const HINT: &str = "Connect to another node. Here mtm.status() can be read, and a session with \
+                    application_name = mtm_admin reads and writes without supervision.";
+
+thread_local! {
+    /// The transaction that got a snapshot while the node was not online.
+    static OLD_SNAPSHOT: Cell<u32> = const { Cell::new(0) };
+}
+
+/// What a node is to clients.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Standing {
+    /// It serves them until then.
+    Serves(Instant),
+    /// It will in a moment, and misses nothing meanwhile.
+    Moves,
+    /// It does not.
+    Away,
+}
+
+/// Looks at the machine, and remembers for all processes what is good news.
+fn look() -> Standing {
+    let look = machine::look(|node| {
+        let membership = node.membership();
+        let current = membership.current();
+        let generation = &current.generation;
+        let (me, clique) = (membership.node(), membership.clique());
+        let alone = generation.members == NodeSet::only(me);
+        let until = if alone && node.serves() {
+            Some(Instant(u64::MAX))
+        } else {
+            majority_until(&generation.configured, me, clique, cluster::heard_until)
+        };
+        let standing = match until {
+            None => Standing::Away,
+            Some(until) if node.serves() => Standing::Serves(until),
+            // A donor has everything that was committed before. Another member has not yet.
+            Some(_) if current.donors.contains(me) && !membership.is_fenced() => Standing::Moves,
+            Some(_) => Standing::Away,
+        };
+        let good = match standing {
+            Standing::Serves(until) => until.0.min(proc::now().0 + GOOD_US),
+            Standing::Moves | Standing::Away => 0,
+        };
+        shmem::header().serving_until_us.store(good, Ordering::Release);
+        standing
+    });
+    look.unwrap_or(Standing::Away)
+}
+
+/// Until when a majority of the configured nodes counts as heard, all of them of this clique and
+/// this node with them; `None` if it does not.
+fn majority_until(
+    configured: &Configuration,
+    me: NodeId,
+    clique: NodeSet,
+    heard_until: impl Fn(NodeId) -> Option<Instant>,
+) -> Option<Instant> {
+    if !clique.contains(me) {
+        return None;
+    }
+    let mut heard: Vec<(Instant, NodeId)> = clique
+        .without(me)
+        .iter()
+        .filter_map(|peer| heard_until(peer).map(|until| (until, peer)))
+        .collect();
+    heard.sort_unstable_by(|a, b| b.cmp(a));
+    let mut set = NodeSet::only(me);
+    if configured.has_majority(set) {
+        return Some(Instant(u64::MAX));
+    }
+    heard.into_iter().find_map(|(until, peer)| {
+        set.insert(peer);
+        configured.has_majority(set).then_some(until)
+    })
+}
+
+/// Whether the last look at the machine is still good.
+fn serves_for_sure() -> bool {
+    let header = shmem::header();
+    header.configured.load(Ordering::Acquire) == 0
+        || proc::now().0 < header.serving_until_us.load(Ordering::Acquire)
+}
+
+/// Whether this session is a client's of the replicated database.
+fn is_supervised() -> bool {
+    let header = shmem::header();
+    if header.me().is_none()
+        || xact::my_database() != header.database.load(Ordering::Relaxed)
+        || !access::serves_client()
+    {
+        return false;
+    }
+    !is_exempt(&xact::application_name())
+}
+
+fn is_exempt(application: &str) -> bool {
+    application == cluster::ADMIN || PEERS.contains(&application)
+}
+
+/// A client has proved who it is: it is turned away at once if this node cannot serve it, so that
+/// a list of hosts leads it to the next one.
+pub fn login(application: &str, database: impl FnOnce() -> u32) {
+    if serves_for_sure() || is_exempt(application) {
+        return;
+    }
+    let header = shmem::header();
+    if header.me().is_some()
+        && database() == header.database.load(Ordering::Relaxed)
+        && look() == Standing::Away
+    {
+        let (message, reason) = complaint();
+        report::fatal(PgSqlErrorCode::ERRCODE_CANNOT_CONNECT_NOW, message, &reason, HINT);
+    }
+}
+
+/// What a statement or a query is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum About {
+    /// The session: transactions, settings.
+    Session,
+    /// The state of the cluster, or something that reads no data by itself.
+    Cluster,
+    /// Data.
+    Data,
+}
+
+/// Before a statement or a query: returns if it may go on.
+pub fn statement(about: impl Fn() -> About) {
+    let old = OLD_SNAPSHOT.get() != 0;
+    if serves_for_sure() && !old {
+        return;
+    }
+    if !is_supervised() {
+        return;
+    }
+    match look() {
+        Standing::Serves(_) => {}
+        Standing::Moves | Standing::Away if about() != About::Data => {
+            if about() == About::Cluster {
+                OLD_SNAPSHOT.set(access::transaction());
+            }
+            return;
+        }
+        Standing::Moves => wait_until_served(false),
+        // It has become a node just now.
+        Standing::Away if machine::look(|_| ()).is_none() => wait_until_served(true),
+        Standing::Away => refuse(),
+    }
+    if old {
+        refuse_old_snapshot(about);
+    }
+}
+
+/// A transaction whose one snapshot is of a time when this node missed what others committed.
+fn refuse_old_snapshot(about: impl Fn() -> About) {
+    if OLD_SNAPSHOT.get() != access::transaction() {
+        OLD_SNAPSHOT.set(0);
+    } else if access::keeps_its_snapshot() && about() == About::Data {
+        report::error(
+            PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+            "could not serialize access: this node became online during the transaction",
+            "The transaction's snapshot is older than that.",
+            "Try the transaction again.",
+        );
+    }
+}
+
+/// Waits while the node moves into a new generation; if it is `new`, also while it looks for its
+/// peers.
+fn wait_until_served(new: bool) {
+    let start = proc::now();
+    let waits = |waits| shmem::node(|state| state.mine().waits = waits);
+    waits(true);
+    loop {
+        proc::wait(None, Some(LOOK_US));
+        if proc::interrupted() {
+            waits(false);
+            proc::check_interrupts();
+        }
+        let late = proc::now().since(start) > cluster::patience_us();
+        match look() {
+            Standing::Serves(_) => return waits(false),
+            Standing::Moves if !late => {}
+            Standing::Away if new && !late => {}
+            Standing::Moves | Standing::Away => {
+                waits(false);
+                refuse();
+            }
+        }
+    }
+}
+
+fn refuse() -> ! {
+    let (message, reason) = complaint();
+    let detail = if access::in_transaction_block() {
+        format!("The transaction was rolled back. {reason}")
+    } else {
+        reason
+    };
+    let code = PgSqlErrorCode::ERRCODE_CANNOT_CONNECT_NOW;
+    if guc::BREAK_CONNECTION.get() {
+        report::fatal(code, message, &detail, HINT);
+    }
+    report::error(code, message, &detail, HINT);
+}
+
+/// The message users know, and why.
+fn complaint() -> (String, String) {
+    let status = match cluster::status() {
+        // The machine has not heard yet what this process can see.
+        NodeStatus::Online => NodeStatus::Isolated,
+        status => status,
+    };
+    let mut reason = cluster::status_reason();
+    if reason.is_empty() {
+        reason = Reason::NoMajority.to_string();
+    }
+    (format!("[multimaster] node is not online: current status \"{status}\""), sentence(&reason))
+}
+
+/// Words as a sentence.
+fn sentence(words: &str) -> String {
+    let mut chars = words.chars();
+    let first = chars.next().map(|c| c.to_ascii_uppercase());
+    first.into_iter().chain(chars).chain(['.']).collect()
+}

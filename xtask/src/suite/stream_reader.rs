@@ -259,8 +259,6 @@ fn take(message: StreamMessage<'_>, pieces: &mut Event, events: &mut Vec<Event>)
         M::EarlyDone { gid, lsn, .. } | M::Unshippable { gid, lsn, .. } => {
             (Said::Other, Some(gid), lsn)
         }
-        // Where a peer that recovers must stop; nothing of it is compared here.
-        M::Announced { .. } => return Ok(()),
         M::Early { .. } | M::EarlyAbort { .. } => (Said::Other, None, zero),
     };
     let carries = matches!(

@@ -10,7 +10,9 @@ use super::commit::{
     xid_to_announce,
 };
 use crate::machine::log_abort_accepted;
+use crate::pg::conn::{Conn, ConnError};
 use crate::pg::shmem::{self, RefusalCopy};
+use crate::report;
 use crate::pg::{message, proc, xact};
 use crate::{cluster, dmq, guc, machine};
 use core::cell::Cell;
@@ -65,6 +67,47 @@ fn free() {
     if REGISTERED.replace(false) {
         shmem::coordinators(|c| c.free_mine());
     }
+}
+
+/// Before a user's COMMIT PREPARED: raises an ERROR when some members hold the transaction and some
+/// do not. Who joined again while it was prepared does not, and would never get its rows
+/// (specs/adr/0111 says how that is to be). When nobody else holds it, it concerns this node only.
+pub fn check_held(gid: &Gid) {
+    refuse_unless_online();
+    let Some(me) = shmem::header().me() else { return };
+    let members = machine::members().without(me);
+    let mut holders = NodeSet::EMPTY;
+    for node in members {
+        match holds(node, gid) {
+            Ok(true) => holders.insert(node),
+            Ok(false) => false,
+            Err(error) => report::error(
+                PgSqlErrorCode::ERRCODE_CONNECTION_FAILURE,
+                format!("could not ask node {node} for the prepared transaction: {error}"),
+                "",
+                "The transaction is still prepared. Try again.",
+            ),
+        };
+    }
+    if !holders.is_empty() && holders != members {
+        report::error(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!(
+                "node {} does not hold the prepared transaction",
+                first(members.difference(holders))
+            ),
+            "It came back into the cluster while the transaction was prepared.",
+            "Roll it back with ROLLBACK PREPARED and do the work again.",
+        );
+    }
+}
+
+fn holds(node: NodeId, gid: &Gid) -> Result<bool, ConnError> {
+    let keywords = [("application_name", cluster::ADMIN)];
+    let timeout = guc::CONNECT_TIMEOUT.get().max(5);
+    let mut conn = Conn::connect(&shmem::conninfo(node), &keywords, timeout)?;
+    let query = "SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE gid = $1";
+    Ok(!conn.query(query, &[&gid.to_string()])?.is_empty())
 }
 
 /// A user's COMMIT PREPARED is durable here: tells the members and waits for them if so set.

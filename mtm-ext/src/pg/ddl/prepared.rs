@@ -44,7 +44,11 @@ pub(super) unsafe fn before(pstmt: *mut pg_sys::PlannedStmt) -> Option<(Gid, Dec
         TRANS_STMT_PREPARE => return None,
         _ => return None,
     };
-    gid_of(&text).map(|gid| (gid, decree))
+    let gid = gid_of(&text)?;
+    if decree == Decree::Commit {
+        twophase::check_held(&gid);
+    }
+    Some((gid, decree))
 }
 
 /// Tells the peers once the statement is durable here.

@@ -5,15 +5,15 @@ use crate::{GenNum, NodeId, Xid};
 use core::fmt;
 use core::str::FromStr;
 
-/// Name of a transaction in the whole cluster: who began it, its number there, and the
-/// generation it was stamped with when it was announced.
+/// Name of a transaction in the whole cluster: who began it, its number among the announcements
+/// there, and the generation it was stamped with when it was announced.
 ///
-/// Its text, `MTM-<origin>-<xid>-<generation>`, is the gid of the prepared transaction on peers.
+/// Its text, `MTM-<origin>-<number>-<generation>`, is the gid of the prepared transaction on peers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Gid {
     /// Node on which the transaction runs as an ordinary transaction.
     pub origin: NodeId,
-    /// 64-bit transaction number on the origin.
+    /// Its number among the origin's announcements.
     pub xid: Xid,
     /// Generation at the announcement.
     pub generation: GenNum,
@@ -52,7 +52,7 @@ impl fmt::Debug for Gid {
     }
 }
 
-/// The text is not `MTM-<origin>-<xid>-<generation>`.
+/// The text is not `MTM-<origin>-<number>-<generation>`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a multimaster gid")]
 pub struct ParseGidError;

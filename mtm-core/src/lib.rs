@@ -16,5 +16,5 @@ pub use gid::{Gid, ParseGidError};
 pub use lsn::Lsn;
 pub use machine::{Instant, Machine, Outbox, Token};
 pub use node::{MAX_NODES, NodeId, NodeSet, NodeSetIter};
-pub use number::{Ballot, GenNum, Xid};
+pub use number::{Ballot, GenNum, LocalXid, Xid};
 pub use rng::Rng;

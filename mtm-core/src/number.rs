@@ -13,11 +13,32 @@ impl fmt::Display for GenNum {
     }
 }
 
-/// PostgreSQL's 64-bit transaction number (epoch and xid), unique on its node for ever.
+/// Number of a transaction among those of its origin, part of its [`crate::Gid`]: announcements are
+/// numbered consecutively, in the order in which they are stamped (specs/adr/0004). Not
+/// PostgreSQL's: that is [`LocalXid`]. Only users' own two-phase transactions bear PostgreSQL's.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Xid(pub u64);
 
 impl fmt::Display for Xid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// PostgreSQL's 64-bit transaction number (epoch and xid) on one server, which that server's
+/// commit log knows. 0 is none.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct LocalXid(pub u64);
+
+impl LocalXid {
+    /// The number as it is in the log and in rows: without its epoch.
+    #[must_use]
+    pub const fn short(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+impl fmt::Display for LocalXid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }

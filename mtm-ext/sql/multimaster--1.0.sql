@@ -41,6 +41,12 @@ CREATE FUNCTION mtm.nodes(
     LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nodes_wrapper';
 COMMENT ON FUNCTION mtm.nodes() IS 'all nodes of the cluster as this one sees them';
 
+CREATE FUNCTION mtm.transaction_table(OUT used int, OUT places int, OUT next_number int8)
+    RETURNS SETOF record
+    LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'transaction_table_wrapper';
+COMMENT ON FUNCTION mtm.transaction_table() IS
+    'how many transactions this node keeps in mind, and the number of its next one';
+
 CREATE VIEW mtm.cluster_nodes AS SELECT id, conninfo, is_self FROM mtm.nodes();
 COMMENT ON VIEW mtm.cluster_nodes IS 'all nodes of the cluster and how they are reached';
 

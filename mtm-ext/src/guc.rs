@@ -9,6 +9,8 @@ pub static HEARTBEAT_RECV_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(2000
 pub static HEARTBEAT_SEND_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(200);
 /// Apply workers per peer.
 pub static MAX_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(100);
+/// Places for unfinished transactions of the cluster, and finished ones not forgotten yet.
+pub static MAX_TRANSACTIONS: GucSetting<i32> = GucSetting::<i32>::new(65_536);
 /// kB above which a transaction spills to disk on the receiver.
 pub static TRANS_SPILL_THRESHOLD: GucSetting<i32> = GucSetting::<i32>::new(102_400);
 /// s for connecting to peers, 0 for no limit.
@@ -78,6 +80,16 @@ pub fn init() {
         &MAX_WORKERS,
         1,
         10_000,
+        GucContext::Postmaster,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"multimaster.max_transactions",
+        c"Transactions of the cluster that are unfinished, or finished and not forgotten, at once.",
+        c"",
+        &MAX_TRANSACTIONS,
+        1024,
+        1 << 22,
         GucContext::Postmaster,
         GucFlags::default(),
     );

@@ -14,7 +14,7 @@ use crate::dmq;
 use crate::pg::shmem::{self, Backend, NodeState};
 use crate::pg::{message, proc};
 use core::sync::atomic::Ordering;
-use mtm_core::{Gid, Machine, NodeSet, Outbox, Xid};
+use mtm_core::{Gid, LocalXid, Machine, NodeSet, Outbox};
 use mtm_generations::Input as Generation;
 use mtm_logrep::journal;
 use mtm_node::{Effect, Input, Node, PeerMessage, Role};
@@ -42,8 +42,9 @@ pub fn generation(input: Generation) -> Vec<Effect> {
     feed(Input::Generation(input))
 }
 
-/// Announces this process' transaction: notes it in the same step in which it is stamped.
-pub fn announce(xid: Xid) -> Option<Effect> {
+/// Announces this process' transaction: notes it in the same step in which it is stamped and
+/// numbered.
+pub fn announce(xid: LocalXid) -> Option<Effect> {
     let note = |state: &mut NodeState, effects: &[Effect]| {
         let stamped = effects.iter().find_map(|effect| match effect {
             Effect::WriteAnnouncement(gid) => Some(*gid),

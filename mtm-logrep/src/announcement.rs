@@ -3,10 +3,11 @@
 //! It is a non-transactional logical message with the prefix [`PREFIX`], written from PRE_COMMIT
 //! while the transaction is still in progress. Its flush is the origin's own vote.
 //!
-//! Layout (version 1): version byte, gid (17 bytes), number of children (4), children (4 each).
+//! Layout (version 2): version byte, gid (17 bytes), the origin's number of the transaction (8),
+//! number of children (4), children (4 each).
 
-use mtm_core::Gid;
 use mtm_core::wire::{DecodeError, DecodeErrorKind, Reader, Writer};
+use mtm_core::{Gid, LocalXid};
 
 /// Prefix of the announcement.
 pub const PREFIX: &str = "mtm";
@@ -24,13 +25,15 @@ pub const SYNCPOINT_PREFIX: &str = "mtm-syncpoint";
 /// Prefix of what recovery installed: see [`crate::journal::Installed`].
 pub const INSTALLED_PREFIX: &str = "mtm-installed";
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// A transaction that is about to commit if all members agree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
     /// The transaction.
     pub gid: Gid,
+    /// Its number in the origin's server, under which the log has its changes.
+    pub xid: LocalXid,
     /// Its committed subtransactions, 32-bit as in the log.
     pub children: Vec<u32>,
 }
@@ -40,10 +43,16 @@ impl Announcement {
     ///
     /// # Panics
     /// With 2^32 or more children, which PostgreSQL cannot have.
-    pub fn encode(gid: &Gid, children: impl ExactSizeIterator<Item = u32>, out: &mut Vec<u8>) {
+    pub fn encode(
+        gid: &Gid,
+        xid: LocalXid,
+        children: impl ExactSizeIterator<Item = u32>,
+        out: &mut Vec<u8>,
+    ) {
         let mut w = Writer::new(out);
         w.u8(VERSION);
         gid.encode(&mut w);
+        w.u64(xid.0);
         w.u32(u32::try_from(children.len()).expect("xids are 32-bit"));
         for child in children {
             w.u32(child);
@@ -61,13 +70,14 @@ impl Announcement {
             return Err(unknown);
         }
         let gid = Gid::decode(&mut r)?;
+        let xid = LocalXid(r.u64()?);
         let n = r.u32()? as usize;
         if n > r.remaining() / 4 {
             return Err(r.error(DecodeErrorKind::Truncated));
         }
         let children = (0..n).map(|_| r.u32()).collect::<Result<_, _>>()?;
         r.finish()?;
-        Ok(Self { gid, children })
+        Ok(Self { gid, xid, children })
     }
 }
 
@@ -79,12 +89,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trips(xid: u64, children: Vec<u32>) {
-            let gid = Gid { origin: NodeId::new(3).unwrap(), xid: Xid(xid), generation: GenNum(2) };
-            let mut bytes = Vec::new();
-            Announcement::encode(&gid, children.iter().copied(), &mut bytes);
+        fn round_trips(number: u64, xid: u64, children: Vec<u32>) {
+            let gid = Gid { origin: NodeId::new(3).unwrap(), xid: Xid(number), generation: GenNum(2) };
+            let (mut bytes, xid) = (Vec::new(), LocalXid(xid));
+            Announcement::encode(&gid, xid, children.iter().copied(), &mut bytes);
             prop_assert!(Announcement::decode(&bytes[..bytes.len() - 1]).is_err());
-            prop_assert_eq!(Announcement::decode(&bytes), Ok(Announcement { gid, children }));
+            prop_assert_eq!(Announcement::decode(&bytes), Ok(Announcement { gid, xid, children }));
         }
 
         #[test]

@@ -217,7 +217,7 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mtm_core::NodeId;
+    use mtm_core::{LocalXid, NodeId};
     use proptest::prelude::*;
 
     const PREFIXES: [&str; 6] = [
@@ -242,8 +242,9 @@ mod tests {
         let children = prop::collection::vec(any::<u32>(), 0..9);
         let below = prop::array::uniform16(any::<u64>().prop_map(Xid));
         prop_oneof![
-            (any_gid(), children)
-                .prop_map(|(gid, children)| Entry::Announced(Announcement { gid, children })),
+            (any_gid(), any::<u64>(), children).prop_map(|(gid, xid, children)| {
+                Entry::Announced(Announcement { gid, xid: LocalXid(xid), children })
+            }),
             any_gid().prop_map(Entry::Marker),
             any_gid().prop_map(Entry::AbortAccepted),
             (any_gid(), any::<bool>())
@@ -261,7 +262,7 @@ mod tests {
         let mut out = Vec::new();
         let prefix = match entry {
             Entry::Announced(a) => {
-                Announcement::encode(&a.gid, a.children.iter().copied(), &mut out);
+                Announcement::encode(&a.gid, a.xid, a.children.iter().copied(), &mut out);
                 PREFIX
             }
             Entry::Marker(gid) => return (MARKER_PREFIX, gid_bytes(gid)),

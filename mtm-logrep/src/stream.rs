@@ -29,16 +29,17 @@ pub enum StreamMessage<'a> {
         /// Row messages, preceded by the subtransaction they belong to.
         payload: &'a [u8],
     },
-    /// A transaction whose changes were sent early will never be announced.
+    /// Nothing becomes of the changes of a transaction that were sent early.
     EarlyAbort {
         /// The transaction's number as in [`StreamMessage::Early`].
         xid: u32,
     },
-    /// A transaction whose changes were sent early is announced; nothing more follows. The low
-    /// half of its name's number is the one of its pieces.
+    /// A transaction whose changes were sent early is announced; nothing more follows.
     EarlyDone {
         /// The transaction's name.
         gid: Gid,
+        /// Its number as in [`StreamMessage::Early`].
+        xid: u32,
         /// End of its announcement in the origin's log.
         lsn: Lsn,
         /// How many pieces were sent.
@@ -225,9 +226,10 @@ impl<'a> StreamMessage<'a> {
                 w.u8(EARLY_ABORT);
                 w.u32(*xid);
             }
-            Self::EarlyDone { gid, lsn, pieces, children } => {
+            Self::EarlyDone { gid, xid, lsn, pieces, children } => {
                 w.u8(EARLY_DONE);
                 gid.encode(&mut w);
+                w.u32(*xid);
                 w.u64(lsn.0);
                 w.u32(*pieces);
                 w.raw(children.bytes());
@@ -292,10 +294,10 @@ impl<'a> StreamMessage<'a> {
             EARLY => Self::Early { xid: r.u32()?, payload: r.take(r.remaining())? },
             EARLY_ABORT => Self::EarlyAbort { xid: r.u32()? },
             EARLY_DONE => {
-                let gid = Gid::decode(&mut r)?;
+                let (gid, xid) = (Gid::decode(&mut r)?, r.u32()?);
                 let (lsn, pieces) = (Lsn(r.u64()?), r.u32()?);
                 let children = Children::parse(r.take(r.remaining())?)?;
-                Self::EarlyDone { gid, lsn, pieces, children }
+                Self::EarlyDone { gid, xid, lsn, pieces, children }
             }
             UNAVAILABLE => Self::Unavailable { gid: Gid::decode(&mut r)?, lsn: Lsn(r.u64()?) },
             UNSHIPPABLE => {
@@ -381,7 +383,7 @@ mod tests {
             0 => StreamMessage::Piece { gid, lsn, first: yes, last: flags & 2 != 0, payload },
             1 => StreamMessage::Early { xid, payload },
             2 => StreamMessage::EarlyAbort { xid },
-            3 => StreamMessage::EarlyDone { gid, lsn, pieces: xid, children },
+            3 => StreamMessage::EarlyDone { gid, xid, lsn, pieces: !xid, children },
             4 => StreamMessage::Unavailable { gid, lsn },
             5 => StreamMessage::Unshippable { gid, lsn, why: "no identity" },
             6 => StreamMessage::CommitMark { gid, lsn },

@@ -6,26 +6,27 @@
 //! ```text
 //! offset  bytes  field
 //!      0      4  "MTMt"
-//!      4      2  version, 1
+//!      4      2  version, 2
 //!      6      1  this node
 //!      7      8  cluster
 //!     15      8  start: the log says everything else from here on
 //!     23    128  forgotten, by origin
-//!    151      4  n
-//!    155   n*18  gid, what was found
+//!    151      8  number of the next own announcement
+//!    159      4  n
+//!    163   n*26  gid, what was found, number in this server (0 unless only announced)
 //!      -      4  CRC-32 of everything before
 //! ```
 //! A torn, short, foreign or newer file is an error with a name, never a guess.
 
 use crate::{Below, Found};
 use mtm_core::wire::{DecodeError, DecodeErrorKind, Reader, Writer};
-use mtm_core::{Gid, Lsn, MAX_NODES, NodeId, Xid};
+use mtm_core::{Gid, LocalXid, Lsn, MAX_NODES, NodeId, Xid};
 
 const MAGIC: &[u8; 4] = b"MTMt";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 /// Of one remembered transaction.
-const ITEM_BYTES: usize = 18;
-const FIXED_BYTES: usize = 159;
+const ITEM_BYTES: usize = 26;
+const FIXED_BYTES: usize = 167;
 
 /// What a restart begins with.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -38,6 +39,8 @@ pub struct Checkpoint {
     pub start: Lsn,
     /// [`Node::forgotten`](crate::Node::forgotten).
     pub forgotten: Below,
+    /// [`Node::next_number`](crate::Node::next_number).
+    pub next: Xid,
     /// [`Node::remembered`](crate::Node::remembered).
     pub remembered: Vec<(Gid, Found)>,
 }
@@ -72,7 +75,7 @@ const WORDS: [(u8, Found); 6] = [
     (b'X', Found::AbortAccepted { prepared: true }),
     (b'C', Found::Committed),
     (b'A', Found::Aborted),
-    (b'n', Found::AnnouncedOnly),
+    (b'n', Found::AnnouncedOnly { local: LocalXid(0) }),
 ];
 
 const fn tag(found: Found) -> u8 {
@@ -82,7 +85,14 @@ const fn tag(found: Found) -> u8 {
         Found::AbortAccepted { prepared: true } => b'X',
         Found::Committed => b'C',
         Found::Aborted => b'A',
-        Found::AnnouncedOnly => b'n',
+        Found::AnnouncedOnly { .. } => b'n',
+    }
+}
+
+const fn local(found: Found) -> LocalXid {
+    match found {
+        Found::AnnouncedOnly { local } => local,
+        _ => LocalXid(0),
     }
 }
 
@@ -90,7 +100,7 @@ impl Checkpoint {
     /// Of a node that has seen no transaction yet.
     pub const fn first(node: NodeId, cluster: u64, start: Lsn) -> Self {
         let forgotten = [Xid(0); MAX_NODES as usize];
-        Self { node, cluster, start, forgotten, remembered: Vec::new() }
+        Self { node, cluster, start, forgotten, next: Xid(1), remembered: Vec::new() }
     }
 
     /// The file's bytes.
@@ -108,10 +118,12 @@ impl Checkpoint {
         for xid in &self.forgotten {
             w.u64(xid.0);
         }
+        w.u64(self.next.0);
         w.u32(u32::try_from(self.remembered.len()).expect("the table is smaller"));
         for (gid, found) in &self.remembered {
             gid.encode(&mut w);
             w.u8(tag(*found));
+            w.u64(local(*found).0);
         }
         let crc = crc32fast::hash(&out);
         Writer::new(&mut out).u32(crc);
@@ -151,6 +163,7 @@ impl Checkpoint {
         for xid in &mut read.forgotten {
             *xid = Xid(r.u64()?);
         }
+        read.next = Xid(r.u64()?);
         let n = r.u32()? as usize;
         if n > r.remaining() / ITEM_BYTES {
             return Err(r.error(DecodeErrorKind::Truncated));
@@ -161,7 +174,14 @@ impl Checkpoint {
             let unknown = r.error(DecodeErrorKind::Unknown("word about a transaction"));
             let word = r.u8()?;
             let known = WORDS.iter().find(|(tag, _)| *tag == word).ok_or(unknown)?;
-            read.remembered.push((gid, known.1));
+            let misplaced = r.error(DecodeErrorKind::Range("number of an announced transaction"));
+            let number = LocalXid(r.u64()?);
+            let found = match known.1 {
+                Found::AnnouncedOnly { .. } => Found::AnnouncedOnly { local: number },
+                _ if number != LocalXid(0) => return Err(misplaced),
+                found => found,
+            };
+            read.remembered.push((gid, found));
         }
         r.finish()?;
         Ok(read)
@@ -184,14 +204,22 @@ mod tests {
             xid: Xid(x),
             generation: GenNum(g),
         });
-        let item = (gid, 0..WORDS.len()).prop_map(|(gid, word)| (gid, WORDS[word].1));
+        let item = (gid, 0..WORDS.len(), any::<u64>()).prop_map(|(gid, word, number)| {
+            let found = match WORDS[word].1 {
+                Found::AnnouncedOnly { .. } => Found::AnnouncedOnly { local: LocalXid(number) },
+                found => found,
+            };
+            (gid, found)
+        });
         let below = prop::array::uniform16(any::<u64>().prop_map(Xid));
-        (1u8..=16, any::<u64>(), any::<u64>(), below, prop::collection::vec(item, 0..20)).prop_map(
-            |(n, cluster, start, forgotten, remembered)| Checkpoint {
+        let numbers = (any::<u64>(), any::<u64>(), any::<u64>());
+        (1u8..=16, numbers, below, prop::collection::vec(item, 0..20)).prop_map(
+            |(n, (cluster, start, next), forgotten, remembered)| Checkpoint {
                 node: node(n),
                 cluster,
                 start: Lsn(start),
                 forgotten,
+                next: Xid(next),
                 remembered,
             },
         )
@@ -231,7 +259,7 @@ mod tests {
         fn arbitrary_bytes_never_panic(tail: Vec<u8>) {
             let _ = Checkpoint::from_bytes(&tail, node(1), 1);
             // With the right head and checksum, so that the rest is looked at.
-            let mut bytes = [MAGIC.as_slice(), &[0, 1], &tail].concat();
+            let mut bytes = [MAGIC.as_slice(), &[0, 2], &tail].concat();
             let crc = crc32fast::hash(&bytes);
             bytes.extend_from_slice(&crc.to_be_bytes());
             if let Ok(c) = Checkpoint::from_bytes(&bytes, node(1), 1) {
@@ -248,12 +276,12 @@ mod tests {
         assert_eq!(read(1, 7), Some(CheckpointError::OtherNode(node(2))));
         assert_eq!(read(2, 7), None);
         let mut newer = bytes.clone();
-        newer[5] = 2;
+        newer[5] = 3;
         let body = newer.len() - 4;
         let crc = crc32fast::hash(&newer[..body]).to_be_bytes();
         newer[body..].copy_from_slice(&crc);
         let read = Checkpoint::from_bytes(&newer, node(2), 7);
-        assert_eq!(read, Err(CheckpointError::Version(2)));
+        assert_eq!(read, Err(CheckpointError::Version(3)));
     }
 
     #[test]

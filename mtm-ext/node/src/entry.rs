@@ -1,7 +1,7 @@
 //! One transaction in a node's table.
 
 use core::fmt;
-use mtm_core::{GenNum, Instant};
+use mtm_core::{GenNum, Instant, LocalXid};
 use mtm_paxos::commit::{
     Coordinator, CoordinatorState, Decree, Participant, ParticipantState, Report, Settlement,
 };
@@ -20,6 +20,8 @@ pub enum Role {
 pub struct Entry {
     /// Origin or peer.
     pub role: Role,
+    /// An own transaction's number in this server.
+    pub local: LocalXid,
     /// This node settles it as the proposer of its generation.
     pub settlement: Option<Settlement>,
     /// When to ask again.
@@ -78,7 +80,7 @@ impl fmt::Display for Waits {
 
 impl Entry {
     pub(crate) const fn new(role: Role) -> Self {
-        Self { role, settlement: None, retry_at: Instant(0), donors_word: None }
+        Self { role, local: LocalXid(0), settlement: None, retry_at: Instant(0), donors_word: None }
     }
 
     /// What this node reports when it is asked in a later generation.

@@ -6,14 +6,19 @@
 //! nothing, so there is no word for it.
 
 use crate::{Below, Checkpoint, Found};
-use mtm_core::{Gid, NodeId, Xid};
+use mtm_core::{Gid, LocalXid, NodeId, Xid};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What one record of the log says.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Word {
     /// This node announced its transaction.
-    Announced(Gid),
+    Announced {
+        /// Its name.
+        gid: Gid,
+        /// Its number in this server.
+        local: LocalXid,
+    },
     /// The local transaction with this (32-bit) number bears this name.
     Marked {
         /// Number in this server.
@@ -44,6 +49,8 @@ pub enum Word {
 pub struct Restart {
     me: NodeId,
     forgotten: Below,
+    /// Above every own number that was read.
+    next: Xid,
     found: BTreeMap<Gid, Found>,
     /// Local transactions that are not committed yet, as far as the log was read.
     marked: BTreeMap<u32, Gid>,
@@ -61,6 +68,7 @@ impl Restart {
         Self {
             me: checkpoint.node,
             forgotten: checkpoint.forgotten,
+            next: checkpoint.next.max(checkpoint.forgotten[checkpoint.node.index()]),
             found: remembered.filter(|(gid, _)| is_ours(gid)).collect(),
             marked: BTreeMap::new(),
         }
@@ -69,7 +77,10 @@ impl Restart {
     /// The next record of the log.
     pub fn read(&mut self, word: Word) {
         match word {
-            Word::Announced(gid) => self.say(gid, Found::AnnouncedOnly),
+            Word::Announced { gid, local } => {
+                self.number(gid);
+                self.say(gid, Found::AnnouncedOnly { local });
+            }
             Word::Marked { xid, gid } => {
                 self.marked.insert(xid, gid);
             }
@@ -94,6 +105,18 @@ impl Restart {
         }
     }
 
+    /// Every announcement in the log counts, whatever became of it.
+    fn number(&mut self, gid: Gid) {
+        if is_ours(&gid) && gid.origin == self.me {
+            self.next = self.next.max(Xid(gid.xid.0.saturating_add(1)));
+        }
+    }
+
+    /// The number with which own announcements go on, once everything is read.
+    pub const fn next(&self) -> Xid {
+        self.next
+    }
+
     fn say(&mut self, gid: Gid, found: Found) {
         if is_ours(&gid) {
             self.found.insert(gid, found);
@@ -105,7 +128,7 @@ impl Restart {
     pub fn finish(
         mut self,
         prepared: &BTreeSet<Gid>,
-        mut is_committed: impl FnMut(Xid) -> bool,
+        mut is_committed: impl FnMut(LocalXid) -> bool,
     ) -> Vec<(Gid, Found)> {
         for gid in prepared.iter().filter(|gid| is_ours(gid)) {
             let last = self.found.entry(*gid).or_insert(Found::Prepared);
@@ -115,11 +138,16 @@ impl Restart {
         }
         for (gid, last) in &mut self.found {
             match last {
-                Found::AnnouncedOnly if gid.origin == self.me && is_committed(gid.xid) => {
+                Found::AnnouncedOnly { local }
+                    if gid.origin == self.me && is_committed(*local) =>
+                {
                     *last = Found::Committed;
                 }
                 Found::AbortAccepted { prepared: still } => *still = prepared.contains(gid),
-                Found::AnnouncedOnly | Found::Prepared | Found::Committed | Found::Aborted => {}
+                Found::AnnouncedOnly { .. }
+                | Found::Prepared
+                | Found::Committed
+                | Found::Aborted => {}
             }
         }
         let forgotten = self.forgotten;

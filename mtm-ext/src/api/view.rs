@@ -1,4 +1,4 @@
-//! What users see: `mtm.status()` and `mtm.nodes()`.
+//! What users see: `mtm.status()`, `mtm.nodes()` and `mtm.transaction_table()`.
 
 use crate::pg::shmem;
 use crate::{cluster, machine};
@@ -47,6 +47,19 @@ fn status() -> TableIterator<
         numbers(configured),
         cluster::status_reason(),
     ))
+}
+
+/// How full the table of transactions is. Nothing while this node is in no cluster.
+#[pg_extern]
+#[allow(clippy::type_complexity, reason = "pgrx wants the columns spelled out")]
+fn transaction_table()
+-> TableIterator<'static, (name!(used, i32), name!(places, i32), name!(next_number, i64))> {
+    super::require_preload();
+    let look = machine::look(|node| {
+        // Both fit: multimaster.max_transactions is an int.
+        (node.len() as i32, node.capacity() as i32, node.next_number().0 as i64)
+    });
+    TableIterator::new(look)
 }
 
 /// All nodes of the cluster as this one sees them.

@@ -22,7 +22,7 @@ use crate::pg::{proc, shmem, wal, walscan};
 use crate::report;
 use core::sync::atomic::Ordering;
 use file::Error;
-use mtm_core::{Gid, Lsn, NodeId};
+use mtm_core::{Gid, Lsn, NodeId, Xid};
 use mtm_generations::Record;
 use mtm_node::{Below, Checkpoint, Found};
 
@@ -58,13 +58,18 @@ pub fn found_at_start(me: NodeId) -> Start {
 }
 
 /// Saves what a restart must know, and lets go of the log before `start`, a position that was read
-/// before `remembered` and `forgotten`. If the file cannot be written, the checkpoint before it
+/// before the rest. If the file cannot be written, the checkpoint before it
 /// still stands.
-pub fn take_checkpoint(remembered: Vec<(Gid, Found)>, forgotten: Below, start: Lsn) {
+pub fn take_checkpoint(
+    remembered: Vec<(Gid, Found)>,
+    forgotten: Below,
+    next: Xid,
+    start: Lsn,
+) {
     let header = shmem::header();
     let Some(node) = header.me() else { return };
     let cluster = header.cluster_id.load(Ordering::Relaxed);
-    if let Err(error) = save(&Checkpoint { node, cluster, start, forgotten, remembered }) {
+    if let Err(error) = save(&Checkpoint { node, cluster, start, forgotten, next, remembered }) {
         report::warning(error.to_string(), "", error.hint);
     }
 }

@@ -5,7 +5,7 @@ use crate::pg::sqlrun;
 use crate::pg::walscan::{self, Item};
 use crate::pg::xact::{self, XidStatus};
 use mtm_core::wire::DecodeError;
-use mtm_core::{Gid, Lsn, NodeId, Xid};
+use mtm_core::{Gid, LocalXid, Lsn, NodeId, Xid};
 use mtm_logrep::journal::Entry;
 use mtm_node::restart::{Restart, Word};
 use mtm_node::{Below, Found};
@@ -17,6 +17,8 @@ use std::collections::BTreeSet;
 pub struct Start {
     /// For `Forgotten`.
     pub forgotten: Below,
+    /// For `ScanComplete`.
+    pub next: Xid,
     /// For `Found`, each once, in the order of gids.
     pub found: Vec<(Gid, Found)>,
     /// Where the log was read from: the last checkpoint's start.
@@ -48,9 +50,10 @@ pub(super) fn found_at_start(me: NodeId, cluster: u64) -> Result<Start, Error> {
         let why = format!("the log after {} has a malformed message: {error}", saved.start);
         return Err(Error::unusable(checkpoint::FILE, why));
     }
+    let next = restart.next();
     let found = restart.finish(&prepared(), is_committed);
     let (forgotten, from) = (saved.forgotten, saved.start);
-    Ok(Start { forgotten, found, from, to: scanned.to, records: scanned.records })
+    Ok(Start { forgotten, next, found, from, to: scanned.to, records: scanned.records })
 }
 
 /// What a record says about a transaction's fate, if anything.
@@ -61,7 +64,9 @@ fn word_of(item: Item<'_>) -> Result<Option<Word>, DecodeError> {
         // What is prepared now, the server itself knows best.
         Item::Prepare { .. } => None,
         Item::Message { xid, prefix, content } => match Entry::decode(prefix, content)? {
-            Some(Entry::Announced(announced)) => Some(Word::Announced(announced.gid)),
+            Some(Entry::Announced(announced)) => {
+                Some(Word::Announced { gid: announced.gid, local: announced.xid })
+            },
             Some(Entry::Marker(gid)) => Some(Word::Marked { xid, gid }),
             Some(Entry::AbortAccepted(gid)) => Some(Word::AbortAccepted(gid)),
             Some(Entry::Installed(installed)) => Some(Word::Installed {
@@ -89,6 +94,6 @@ fn prepared() -> BTreeSet<Gid> {
 
 /// Whether the commit log shows this node's own transaction committed. What it has dropped was
 /// over before the last checkpoint, whose list would say so.
-fn is_committed(xid: Xid) -> bool {
+fn is_committed(xid: LocalXid) -> bool {
     walscan::is_recent(xid) && xact::status_of(xid) == XidStatus::Committed
 }

@@ -7,7 +7,7 @@ use crate::pg::shmem::{self, Backend, RefusalCopy};
 use crate::pg::{message, proc, walwake, xact};
 use crate::{cluster, guc, machine};
 use core::cell::Cell;
-use mtm_core::{Gid, Lsn, NodeSet, Xid};
+use mtm_core::{Gid, LocalXid, Lsn, NodeSet};
 use mtm_generations::NodeStatus;
 use mtm_logrep::announcement::{self, Announcement};
 use mtm_node::{Effect, Input, Outcome, Rejection, Role};
@@ -106,7 +106,7 @@ fn free_mine() {
 }
 
 /// The number of the running transaction, if members must agree to it.
-pub(super) fn xid_to_announce() -> Option<Xid> {
+pub(super) fn xid_to_announce() -> Option<LocalXid> {
     let xid = xact::full_xid()?;
     (cluster::replicates() && wrote_something_replicated()).then_some(xid)
 }
@@ -120,14 +120,14 @@ fn wrote_something_replicated() -> bool {
 
 /// Announces the transaction and waits for the outcome; returns its name and the announcement's
 /// end if that is commit and raises an ERROR otherwise.
-fn decide(xid: Xid) -> (Gid, Lsn) {
+fn decide(xid: LocalXid) -> (Gid, Lsn) {
     xact::check_serializable();
     crate::pg::ddl::note_unchecked();
     let children = xact::committed_children();
     let gid = stamp(xid);
     ANNOUNCED.set(Some(gid));
     IN_BARRIER.set(true);
-    let announced = write_announcement(&gid, &children);
+    let announced = write_announcement(&gid, xid, &children);
     machine::feed(Input::AnnouncementWritten(gid));
     IN_BARRIER.set(false);
     message::flush(announced);
@@ -137,7 +137,7 @@ fn decide(xid: Xid) -> (Gid, Lsn) {
 }
 
 /// Enters the barrier of the node's generation.
-fn stamp(xid: Xid) -> Gid {
+fn stamp(xid: LocalXid) -> Gid {
     loop {
         refuse_unless_online();
         match machine::announce(xid) {
@@ -147,8 +147,9 @@ fn stamp(xid: Xid) -> Gid {
                     ERROR,
                     PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
                     "too many transactions of the cluster are unfinished or not forgotten yet",
-                    "A transaction that has been open for very long on any node keeps what came after \
-                 it from being forgotten."
+                    "A member that does not get on with its part keeps what came after it from being \
+                     forgotten. The \
+                     number of places is multimaster.max_transactions."
                 );
             }
             // The generation changes just now.
@@ -173,12 +174,12 @@ pub(super) fn refuse_unless_online() {
 }
 
 /// Inserts the marker and the announcement, which becomes this node's own vote once it is durable.
-pub(super) fn write_announcement(gid: &Gid, children: &[u32]) -> Lsn {
-    let mut content = Vec::with_capacity(32 + 4 * children.len());
+pub(super) fn write_announcement(gid: &Gid, xid: LocalXid, children: &[u32]) -> Lsn {
+    let mut content = Vec::with_capacity(40 + 4 * children.len());
     // The marker belongs to the transaction: it gives it a base snapshot in every decoder, and
     // tells its name wherever it is replayed.
     write_marker(gid);
-    Announcement::encode(gid, children.iter().copied(), &mut content);
+    Announcement::encode(gid, xid, children.iter().copied(), &mut content);
     debug_assert_eq!(announcement::PREFIX, "mtm");
     message::log(c"mtm", &content, false)
 }

@@ -17,7 +17,7 @@ use crate::pg::{message, proc, xact};
 use crate::{cluster, dmq, guc, machine};
 use core::cell::Cell;
 use core::sync::atomic::Ordering;
-use mtm_core::{Gid, NodeId, NodeSet};
+use mtm_core::{Gid, LocalXid, NodeId, NodeSet, Xid};
 use mtm_node::message::Message;
 use mtm_paxos::commit::{Coordinator, CoordinatorState, CoordinatorStep, Decree};
 use pgrx::{PgSqlErrorCode, ereport};
@@ -45,8 +45,9 @@ pub fn pre_prepare() {
     xact::check_preparable();
     let Some(me) = shmem::header().me() else { return };
     refuse_unless_online();
-    let gid = Gid { origin: me, xid, generation: cluster::USERS };
-    decide(gid, machine::members());
+    // Not the machine's: it bears the server's number.
+    let gid = Gid { origin: me, xid: Xid(xid.0), generation: cluster::USERS };
+    decide(gid, xid, machine::members());
 }
 
 /// XACT_EVENT_ABORT and XACT_EVENT_PREPARE.
@@ -145,12 +146,12 @@ fn tell_committed(gid: Gid) {
 
 /// Announces the transaction and waits for the outcome; raises an ERROR unless all members have
 /// prepared it.
-fn decide(gid: Gid, members: NodeSet) {
+fn decide(gid: Gid, xid: LocalXid, members: NodeSet) {
     xact::check_serializable();
     crate::pg::ddl::note_unchecked();
     let children = xact::committed_children();
     register(gid, members);
-    message::flush(write_announcement(&gid, &children));
+    message::flush(write_announcement(&gid, xid, &children));
     step_mine(Coordinator::announced);
     await_outcome(gid);
 }

@@ -345,7 +345,7 @@ pub(super) unsafe fn take_marker(ctx: Context, txn: Txn, content: &[u8]) {
 /// Within the message callback.
 unsafe fn replay(ctx: Context, txn: Txn, lsn: pg_sys::XLogRecPtr, announced: &Announcement) {
     let gid = announced.gid;
-    let xid = pg_sys::TransactionId::from(gid.xid.0 as u32);
+    let xid = pg_sys::TransactionId::from(announced.xid.short());
     if crate::pg::shmem::header().me() != Some(gid.origin) {
         return; // written before this data directory became another node
     }
@@ -365,7 +365,7 @@ unsafe fn replay(ctx: Context, txn: Txn, lsn: pg_sys::XLogRecPtr, announced: &An
             // Rolled back; or committed, and then this peer has prepared it long ago: as long as
             // there is one generation, nothing commits without every member's durable PREPARE.
             // So a stream that begins again never brings a finished transaction twice.
-            plugin(ctx).streams.forget(xid);
+            plugin_stream::drop_early(ctx, xid.into_inner());
             send_unavailable(ctx, gid, Lsn(lsn));
             return;
         }

@@ -7,7 +7,7 @@
 
 use super::pgflags as flags;
 use super::plugin::{Context, PIECE_BYTES, Plugin, Txn};
-use super::plugin::{encode_row, mark_commit, plugin, send_unavailable, take_marker, write};
+use super::plugin::{encode_row, mark_commit, plugin, send, send_unavailable, take_marker, write};
 use super::rows::Encoded;
 use core::ffi::{CStr, c_char, c_int};
 use mtm_logrep::announcement::{DDL_PREFIX, MARKER_PREFIX};
@@ -37,11 +37,6 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    /// Its announcement came too late.
-    pub(super) fn forget(&mut self, xid: pg_sys::TransactionId) {
-        self.all.remove(&xid.into_inner());
-    }
-
     fn current(&mut self) -> &mut Early {
         self.all.entry(self.current).or_default()
     }
@@ -100,7 +95,7 @@ fn take_back(plugin: &mut Plugin, (length, speaks_of): (usize, u32)) {
 ///
 /// # Safety
 /// Within a callback between `stream_start` and `stream_stop`.
-unsafe fn send(ctx: Context) {
+unsafe fn send_part(ctx: Context) {
     // SAFETY: the caller's promise.
     unsafe {
         let plugin = plugin(ctx);
@@ -133,7 +128,7 @@ unsafe extern "C-unwind" fn stream_start(ctx: Context, txn: Txn) {
 unsafe extern "C-unwind" fn stream_stop(ctx: Context, _txn: Txn) {
     // SAFETY: within a callback.
     unsafe {
-        send(ctx);
+        send_part(ctx);
         plugin(ctx).buffer.clear();
     }
 }
@@ -157,7 +152,7 @@ unsafe extern "C-unwind" fn stream_change(
         let before = (plugin.buffer.len(), plugin.streams.speaks_of);
         speak_of(plugin, subxid);
         match encode_row(plugin, rows, relation, change) {
-            Ok(Encoded::Appended) if plugin.buffer.len() >= PIECE_BYTES => send(ctx),
+            Ok(Encoded::Appended) if plugin.buffer.len() >= PIECE_BYTES => send_part(ctx),
             Ok(Encoded::Appended) => {}
             // A table of this node alone is nothing to speak of.
             Ok(Encoded::Skipped) => take_back(plugin, before),
@@ -253,7 +248,7 @@ unsafe extern "C-unwind" fn stream_abort(ctx: Context, txn: Txn, _lsn: pg_sys::X
     // SAFETY: within a callback, with its arguments.
     unsafe {
         if !flags::is_subtransaction(txn) {
-            drop_unannounced(ctx, (*txn).xid.into_inner());
+            drop_early(ctx, (*txn).xid.into_inner());
         }
     }
 }
@@ -264,20 +259,21 @@ unsafe extern "C-unwind" fn stream_abort(ctx: Context, txn: Txn, _lsn: pg_sys::X
 unsafe extern "C-unwind" fn stream_commit(ctx: Context, txn: Txn, _lsn: pg_sys::XLogRecPtr) {
     // SAFETY: within a callback, with its arguments.
     unsafe {
-        drop_unannounced(ctx, (*txn).xid.into_inner());
+        drop_early(ctx, (*txn).xid.into_inner());
         mark_commit(ctx, txn);
     }
 }
 
+/// Nothing becomes of what was sent of it: it was rolled back unannounced, or its announcement
+/// came too late.
+///
 /// # Safety
 /// Within a callback.
-unsafe fn drop_unannounced(ctx: Context, xid: u32) {
+pub(super) unsafe fn drop_early(ctx: Context, xid: u32) {
     // SAFETY: the caller's promise.
     unsafe {
         if plugin(ctx).streams.all.remove(&xid).is_some() {
-            let mut bytes = Vec::new();
-            StreamMessage::EarlyAbort { xid }.encode(&mut bytes);
-            write(ctx, &bytes);
+            send(ctx, &StreamMessage::EarlyAbort { xid });
         }
     }
 }
@@ -287,24 +283,24 @@ unsafe fn drop_unannounced(ctx: Context, xid: u32) {
 unsafe extern "C-unwind" fn stream_prepare(ctx: Context, txn: Txn, _lsn: pg_sys::XLogRecPtr) {
     // SAFETY: within a callback, with its arguments.
     unsafe {
+        let xid = (*txn).xid.into_inner();
         let plugin = plugin(ctx);
-        let early = plugin.streams.all.remove(&(*txn).xid.into_inner()).unwrap_or_default();
+        let early = plugin.streams.all.remove(&xid).unwrap_or_default();
         let Some(current) = &mut plugin.current else { return };
         let (gid, lsn) = (current.gid, current.lsn);
         if flags::was_any_aborted_concurrently(txn) {
             // Rows may be missing: this must never be prepared.
+            send(ctx, &StreamMessage::EarlyAbort { xid });
             return send_unavailable(ctx, gid, lsn);
         }
-        let mut bytes = Vec::new();
         if let Some(why) = early.failure() {
-            StreamMessage::Unshippable { gid, lsn, why }.encode(&mut bytes);
-        } else {
-            let mut children = Vec::new();
-            Children::encode(core::mem::take(&mut current.children), &mut children);
-            let children = Children::parse(&children).expect("just sorted");
-            let pieces = early.pieces();
-            StreamMessage::EarlyDone { gid, lsn, pieces, children }.encode(&mut bytes);
+            send(ctx, &StreamMessage::EarlyAbort { xid });
+            return send(ctx, &StreamMessage::Unshippable { gid, lsn, why });
         }
-        write(ctx, &bytes);
+        let mut children = Vec::new();
+        Children::encode(core::mem::take(&mut current.children), &mut children);
+        let children = Children::parse(&children).expect("just sorted");
+        let pieces = early.pieces();
+        send(ctx, &StreamMessage::EarlyDone { gid, xid, lsn, pieces, children });
     }
 }

@@ -370,6 +370,7 @@ struct Shared {
     backends: *mut Backend,
     refusals: *mut Option<RefusalCopy>,
     entries: *mut Slot<Entry>,
+    n_entries: usize,
     notes: *mut Slot<Note>,
     n_notes: usize,
     workers: *mut WorkerSlot,
@@ -400,7 +401,9 @@ pub fn peer(node: NodeId) -> &'static Peer {
 }
 
 /// Unfinished transactions of the cluster, and finished ones that are not forgotten yet.
-const ENTRIES: usize = 65_536;
+fn entries() -> usize {
+    crate::guc::MAX_TRANSACTIONS.get().unsigned_abs() as usize
+}
 
 fn sizes() -> (usize, usize, usize) {
     // SAFETY: plain variables, final when shared memory is requested (15: MaxBackends is set).
@@ -436,7 +439,7 @@ fn total() -> usize {
         + align(size_of::<Deferred>())
         + align(backends * size_of::<Backend>())
         + align(backends * size_of::<Option<RefusalCopy>>())
-        + align(ENTRIES * size_of::<Slot<Entry>>())
+        + align(entries() * size_of::<Slot<Entry>>())
         + align(notes_for(participants) * size_of::<Slot<Note>>())
         + align(workers * size_of::<WorkerSlot>())
         + align(NODES * ring_words() * 8)
@@ -488,8 +491,9 @@ extern "C-unwind" fn startup() {
         let deferred = core.add(align(size_of::<Option<Core>>()));
         let backends = deferred.add(align(size_of::<Deferred>()));
         let refusals = backends.add(align(n_coordinators * size_of::<Backend>()));
+        let n_entries = entries();
         let entries = refusals.add(align(n_coordinators * size_of::<Option<RefusalCopy>>()));
-        let notes = entries.add(align(ENTRIES * size_of::<Slot<Entry>>()));
+        let notes = entries.add(align(n_entries * size_of::<Slot<Entry>>()));
         let n_notes = notes_for(n_participants);
         let workers = notes.add(align(n_notes * size_of::<Slot<Note>>()));
         let rings = workers.add(align(n_workers * size_of::<WorkerSlot>()));
@@ -504,6 +508,7 @@ extern "C-unwind" fn startup() {
             backends: backends.cast(),
             refusals: refusals.cast(),
             entries: entries.cast(),
+            n_entries,
             notes: notes.cast(),
             n_notes,
             workers: workers.cast(),
@@ -553,7 +558,7 @@ unsafe fn format_memory(shared: &Shared) {
             shared.backends.add(i).write(Backend::FREE);
             shared.refusals.add(i).write(None);
         }
-        for i in 0..ENTRIES {
+        for i in 0..shared.n_entries {
             shared.entries.add(i).write(Slot::FREE);
         }
         for i in 0..shared.n_notes {
@@ -650,7 +655,7 @@ pub fn node<R>(body: impl FnOnce(&mut NodeState) -> R) -> R {
         let mut state = unsafe {
             NodeState {
                 core: &mut *shared.core,
-                slots: core::slice::from_raw_parts_mut(shared.entries, ENTRIES),
+                slots: core::slice::from_raw_parts_mut(shared.entries, shared.n_entries),
                 backends: core::slice::from_raw_parts_mut(shared.backends, shared.n_coordinators),
                 refusals: core::slice::from_raw_parts_mut(shared.refusals, shared.n_coordinators),
                 notes: Table::new(core::slice::from_raw_parts_mut(shared.notes, shared.n_notes)),

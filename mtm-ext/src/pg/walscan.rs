@@ -283,7 +283,7 @@ fn text_of(chars: &[core::ffi::c_char]) -> &str {
 }
 
 /// Whether the commit log still knows about this transaction. What it has dropped ended long ago.
-pub fn is_recent(xid: mtm_core::Xid) -> bool {
+pub fn is_recent(xid: mtm_core::LocalXid) -> bool {
     // SAFETY: reads a number of shared memory at once. It only grows, when VACUUM truncates the
     // commit log, which it does far behind everything that anybody still waits for.
     let (next, oldest) = unsafe {

@@ -4,7 +4,7 @@ use super::sys;
 use core::cell::Cell;
 use core::ffi::c_void;
 use core::sync::atomic::{AtomicBool, Ordering};
-use mtm_core::{Lsn, Xid};
+use mtm_core::{LocalXid, Lsn};
 use pgrx::pg_sys;
 
 use crate::hook::{commit, twophase};
@@ -97,10 +97,10 @@ pub fn application_name() -> String {
 }
 
 /// The transaction's 64-bit number, if it has one.
-pub fn full_xid() -> Option<Xid> {
+pub fn full_xid() -> Option<LocalXid> {
     // SAFETY: reads the state of this process' transaction.
     let xid = unsafe { pg_sys::GetTopFullTransactionIdIfAny() }.value;
-    (xid != 0).then_some(Xid(xid))
+    (xid != 0).then_some(LocalXid(xid))
 }
 
 /// The transaction's committed subtransactions.
@@ -301,8 +301,8 @@ pub enum XidStatus {
 }
 
 /// What became of a transaction of this node.
-pub fn status_of(xid: Xid) -> XidStatus {
-    let short = pg_sys::TransactionId::from(xid.0 as u32);
+pub fn status_of(xid: LocalXid) -> XidStatus {
+    let short = pg_sys::TransactionId::from(xid.short());
     // SAFETY: in this order, as everywhere in PostgreSQL: the commit log is written before a
     // transaction leaves the process array.
     unsafe {
@@ -318,19 +318,6 @@ pub fn status_of(xid: Xid) -> XidStatus {
             XidStatus::Aborted
         }
     }
-}
-
-/// Number of the oldest transaction that is running, or prepared: none with a lower one will be
-/// announced any more.
-pub fn oldest_running() -> Xid {
-    // SAFETY: both read shared memory under their locks. In this order: the next number is not
-    // lower than any that was running before.
-    let (oldest, next) = unsafe {
-        let oldest = pg_sys::GetOldestActiveTransactionId().into_inner();
-        (oldest, pg_sys::ReadNextFullTransactionId().value)
-    };
-    let full = next >> 32 << 32 | u64::from(oldest);
-    Xid(if full > next { full - (1 << 32) } else { full })
 }
 
 /// Begins an ordinary transaction in a worker.

@@ -248,8 +248,8 @@ fn apply(
             proc::check_interrupts();
             applier.apply(piece, &mut ddl);
         }),
-        Rows::Early(name) => spill::replay_early(name, |part| match part {
-            Part::Children(children) => applier.only(gid.xid, children),
+        Rows::Early(name, xid) => spill::replay_early(name, |part| match part {
+            Part::Children(children) => applier.only(xid, children),
             Part::Piece(piece) => {
                 proc::check_interrupts();
                 applier.begin_piece();

@@ -4,18 +4,24 @@
 use crate::pg::{bgworker, message, proc, shmem, sqlrun, wal, xact};
 use crate::{cluster, dmq, durable, guc, machine};
 use core::sync::atomic::Ordering;
-use mtm_core::{Instant, Lsn, Machine, NodeId, NodeSet};
+use mtm_core::{Instant, Lsn, Machine, NodeId, NodeSet, Xid};
 use mtm_generations::{Input as Generation, Membership, Record, StatusInGeneration, Timing};
 use mtm_logrep::journal::Forgotten;
 use mtm_node::wire::Wire;
-use mtm_node::{Core, Input};
+use mtm_node::{Core, Input, Node};
+use pgrx::{PgSqlErrorCode, ereport};
 
 /// Unanswered questions about transactions are asked again after so long.
 const RETRY_US: u64 = 300_000;
 /// Between two looks at the oldest transaction and at what recovery needs.
 const HOUSEKEEPING_US: u64 = 1_000_000;
-/// Between two checkpoints of what is remembered of transactions.
+/// Between two checkpoints of what is remembered of transactions, at most ...
 const CHECKPOINT_US: u64 = 5_000_000;
+/// ... and sooner when this part of the table's places was used since: a restart must find room
+/// for what the log has said since the last one.
+const CHECKPOINT_PART: u64 = 4;
+/// A checkpoint that cannot be taken just now is tried again after so long.
+const CHECKPOINT_AGAIN_US: u64 = 20_000;
 /// A node that lacks no more than this asks to be included.
 const NEAR: u64 = 1 << 20;
 /// A member that is not ONLINE for so long, and so keeps all commits waiting, is left out.
@@ -30,6 +36,8 @@ struct Campaigner {
     caught_up: bool,
     housekeeping: Instant,
     checkpoint: Instant,
+    /// How many transactions there had been at the last checkpoint.
+    saved: u64,
     syncpoint: Lsn,
 }
 
@@ -51,6 +59,7 @@ pub fn run() {
         caught_up: false,
         housekeeping: now,
         checkpoint: now.plus_us(CHECKPOINT_US),
+        saved: machine::look(|node| seen(node)).unwrap_or_default(),
         syncpoint: Lsn(0),
     };
     loop {
@@ -75,6 +84,8 @@ fn begin(me: NodeId) {
     let start = durable::found_at_start(me);
     // A cluster that was made just now has nothing that a new generation would have to settle.
     let new = start.found.is_empty()
+        && start.next == Xid(1)
+        && start.forgotten.iter().all(|below| *below == Xid(0))
         && record == Record::initial(me, cluster, record.current.generation.members);
     let membership = Membership::new(record, timing(), sqlrun::random_u64(), !new);
     shmem::node(|state| state.begin(Core::new(membership, RETRY_US)));
@@ -85,11 +96,20 @@ fn begin(me: NodeId) {
     }
     machine::feed(Input::Forgotten(start.forgotten));
     let n = start.found.len();
+    let room = machine::look(|node| node.capacity()).unwrap_or_default();
+    if n > room {
+        ereport!(
+            ERROR,
+            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            format!("{n} transactions from before the start do not fit into {room} places"),
+            "Raise multimaster.max_transactions and start the server again."
+        );
+    }
     for (gid, found) in start.found {
         machine::feed(Input::Found { gid, found });
     }
     pgrx::log!("multimaster: {n} transactions from before the start are known");
-    machine::feed(Input::ScanComplete);
+    machine::feed(Input::ScanComplete { next: start.next });
     header.started.store(1, Ordering::Release);
     proc::wake(header.monitor.load(Ordering::Acquire));
 }
@@ -106,7 +126,10 @@ impl Campaigner {
         carry_out();
         if now >= self.housekeeping {
             self.housekeeping = now.plus_us(HOUSEKEEPING_US);
-            self.keep_house(now);
+            self.keep_house();
+        }
+        if now >= self.checkpoint {
+            self.take_checkpoint(now);
         }
     }
 
@@ -122,6 +145,7 @@ impl Campaigner {
             .min()
             .unwrap_or(self.housekeeping)
             .min(self.housekeeping)
+            .min(self.checkpoint)
     }
 
     fn follow_settings(&mut self) {
@@ -193,8 +217,7 @@ impl Campaigner {
         }
     }
 
-    fn keep_house(&mut self, now: Instant) {
-        machine::feed(Input::Horizon(xact::oldest_running()));
+    fn keep_house(&mut self) {
         let end = wal::inserted();
         let online = machine::look(|node| node.serves().then(|| *node.forgotten()));
         if let Some(forgotten) = online.flatten() {
@@ -204,18 +227,35 @@ impl Campaigner {
                 self.syncpoint = message::log(c"mtm-syncpoint", &content, false);
             }
         }
-        if now >= self.checkpoint {
-            self.checkpoint = now.plus_us(CHECKPOINT_US);
-            let start = wal::inserted();
-            let remembered = machine::look(|node| {
-                let found = node.remembered().map(Iterator::collect::<Vec<_>>);
-                found.map(|found| (found, *node.forgotten()))
-            });
-            if let Some((found, forgotten)) = remembered.flatten() {
-                durable::take_checkpoint(found, forgotten, start);
-            }
+        let used = machine::look(|node| (seen(node), node.capacity() as u64));
+        if used.is_some_and(|(seen, room)| seen.saturating_sub(self.saved) > room / CHECKPOINT_PART)
+        {
+            self.checkpoint = Instant(0);
         }
     }
+
+    fn take_checkpoint(&mut self, now: Instant) {
+        let start = wal::inserted();
+        let saved = machine::look(|node| {
+            let found = node.remembered().map(Iterator::collect::<Vec<_>>)?;
+            Some((found, *node.forgotten(), node.next_number(), seen(node)))
+        });
+        match saved {
+            Some(Some((found, forgotten, next, seen))) => {
+                durable::take_checkpoint(found, forgotten, next, start);
+                self.saved = seen;
+                self.checkpoint = now.plus_us(CHECKPOINT_US);
+            }
+            // Recovery's work is under way.
+            Some(None) => self.checkpoint = now.plus_us(CHECKPOINT_AGAIN_US),
+            None => self.checkpoint = now.plus_us(CHECKPOINT_US),
+        }
+    }
+}
+
+/// How many transactions this node has had to do with, about: their numbers are consecutive.
+fn seen(node: &Node<'_>) -> u64 {
+    node.forgotten().iter().map(|below| below.0).sum::<u64>() + node.len() as u64
 }
 
 /// What other processes' steps left to this one.

@@ -380,14 +380,12 @@ impl Receiver {
                     self.deliver_or_refuse(gid, lsn, incoming.finish());
                 }
             }
-            StreamMessage::Unavailable { gid, lsn } => {
+            StreamMessage::Unavailable { lsn, .. } => {
                 self.incoming = None;
-                self.early.remove(&early_number(&gid));
                 self.received = self.received.max(lsn);
             }
             StreamMessage::Unshippable { gid, lsn, why } => {
                 self.incoming = None;
-                self.early.remove(&early_number(&gid));
                 self.refuse(gid, lsn, *b"55000", why);
             }
             StreamMessage::CommitMark { gid, lsn } => {
@@ -400,13 +398,13 @@ impl Receiver {
                 early.push(payload);
             }
             StreamMessage::EarlyAbort { xid } => drop(self.early.remove(&xid)),
-            StreamMessage::EarlyDone { gid, lsn, pieces, children } => {
-                let early = self.early.remove(&early_number(&gid));
+            StreamMessage::EarlyDone { gid, xid, lsn, pieces, children } => {
+                let early = self.early.remove(&xid);
                 if early.as_ref().map_or(0, EarlyIncoming::pieces) != pieces {
                     return Err(ConnError::Connection(format!("pieces of {gid} are missing")));
                 }
                 let task = match early {
-                    Some(early) => early.finish(gid, children),
+                    Some(early) => early.finish(gid, xid, children),
                     None => Ok(Task::inline(gid, &[])),
                 };
                 self.deliver_or_refuse(gid, lsn, task);
@@ -651,9 +649,4 @@ fn keepalive_end(data: &[u8]) -> Lsn {
     let mut end = [0; 8];
     end.copy_from_slice(&data[1..9]);
     Lsn(u64::from_be_bytes(end))
-}
-
-/// The number under which a transaction's pieces come before its announcement.
-const fn early_number(gid: &Gid) -> u32 {
-    gid.xid.0 as u32
 }

@@ -323,7 +323,7 @@ impl Replay {
                 applier.apply(bytes, &mut ddl);
                 Ok(())
             }
-            Rows::File(name) | Rows::Early(name) => spill::replay(name, |piece| {
+            Rows::File(name) | Rows::Early(name, _) => spill::replay(name, |piece| {
                 proc::check_interrupts();
                 applier.apply(piece, &mut ddl);
             }),

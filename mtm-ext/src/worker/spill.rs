@@ -210,15 +210,17 @@ impl EarlyIncoming {
         self.pieces
     }
 
-    /// It is announced: the task for an apply worker.
+    /// It is announced, with `xid` as its number on its origin: the task for an apply worker.
     ///
     /// # Errors
     /// When its file could not be written.
-    pub fn finish(mut self, gid: Gid, children: Children<'_>) -> io::Result<Task> {
+    pub fn finish(mut self, gid: Gid, xid: u32, children: Children<'_>) -> io::Result<Task> {
         let length = self.file.length;
         self.file.raw(children.bytes());
         self.file.raw(&length.to_be_bytes());
-        Ok(Task::in_file(EARLY, gid, self.file.finish()?))
+        let mut task = Task::in_file(EARLY, gid, self.file.finish()?);
+        Writer::new(&mut task.bytes).u32(xid);
+        Ok(task)
     }
 }
 
@@ -269,8 +271,9 @@ pub enum Rows<'a> {
     Memory(&'a [u8]),
     /// In a file: pieces of one blob.
     File(Name),
-    /// In a file: blobs of their own, of which only those of some subtransactions count.
-    Early(Name),
+    /// In a file: blobs of their own, of which only those of the transaction with this number on
+    /// its origin and of some subtransactions count.
+    Early(Name, u32),
 }
 
 impl Rows<'_> {
@@ -278,7 +281,7 @@ impl Rows<'_> {
     pub fn remove(self) {
         match self {
             Self::Memory(_) => {}
-            Self::File(name) | Self::Early(name) => name.remove(),
+            Self::File(name) | Self::Early(name, _) => name.remove(),
         }
     }
 }
@@ -295,8 +298,9 @@ pub fn decode(bytes: &[u8]) -> Result<(Gid, Rows<'_>), DecodeError> {
         return Ok((gid, Rows::Memory(r.take(r.remaining())?)));
     }
     let name = Name { origin: gid.origin, number: r.u64()? };
+    let rows = if kind == EARLY { Rows::Early(name, r.u32()?) } else { Rows::File(name) };
     r.finish()?;
-    Ok((gid, if kind == EARLY { Rows::Early(name) } else { Rows::File(name) }))
+    Ok((gid, rows))
 }
 
 /// Gives each piece of a spill file to `piece`.

@@ -9,7 +9,7 @@ use crate::pg::shmem::{self, Part, RefusalCopy, Text};
 use crate::pg::xact::{self, XidStatus};
 use crate::pg::{proc, twophase};
 use core::sync::atomic::Ordering;
-use mtm_core::{Gid, Lsn, NodeId};
+use mtm_core::{Gid, LocalXid, Lsn, NodeId};
 use mtm_node::message::{Message, Refusal};
 use mtm_paxos::commit::{
     Coordinator, CoordinatorState, CoordinatorStep, Decree, Participant, ParticipantState,
@@ -151,7 +151,7 @@ fn answer(from: NodeId, gid: &Gid) {
         Some(CoordinatorState::Committed) => Some(Decree::Commit),
         Some(CoordinatorState::Aborted) => Some(Decree::Abort),
         Some(_) => None,
-        None => match xact::status_of(gid.xid) {
+        None => match xact::status_of(LocalXid(gid.xid.0)) {
             XidStatus::Committed => Some(Decree::Commit),
             XidStatus::Aborted => Some(Decree::Abort),
             XidStatus::InProgress => None,

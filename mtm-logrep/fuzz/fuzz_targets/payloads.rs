@@ -9,7 +9,7 @@ use mtm_logrep::syncpoint::Syncpoint;
 fuzz_target!(|bytes: &[u8]| {
     let mut again = Vec::new();
     if let Ok(a) = Announcement::decode(bytes) {
-        Announcement::encode(&a.gid, a.children.iter().copied(), &mut again);
+        Announcement::encode(&a.gid, a.xid, a.children.iter().copied(), &mut again);
         assert_eq!(again, bytes);
     }
     if let Ok(message) = ddl::Message::decode(bytes) {

@@ -1,6 +1,6 @@
 //! One node's simulated database: rows with locks over a WAL of which a crash loses the tail.
 
-use mtm_core::{GenNum, Gid, NodeId};
+use mtm_core::{GenNum, Gid, LocalXid, NodeId, Xid};
 use mtm_node::restart::{Restart, Word};
 use mtm_node::user::{Name, Operation};
 use mtm_node::{Below, Found};
@@ -30,8 +30,8 @@ pub(crate) struct UserPrepared {
 /// A WAL record.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Record {
-    /// The origin announces its transaction.
-    Announce(Gid, Body),
+    /// The origin announces its transaction, with its number there.
+    Announce(Gid, Body, LocalXid),
     /// A commit record: the origin's own, or one written by recovery.
     Commit(Gid, Body),
     Prepare(Gid, Body),
@@ -51,6 +51,7 @@ pub(crate) enum Record {
     Checkpoint {
         start: usize,
         forgotten: Below,
+        next: Xid,
         remembered: Vec<(Gid, Found)>,
     },
 }
@@ -101,7 +102,7 @@ impl Database {
     /// Carries a record out, once it is durable or in redo.
     pub(crate) fn apply(&mut self, record: &Record) -> Change {
         match record {
-            Record::Announce(gid, body) => {
+            Record::Announce(gid, body, _) => {
                 self.announced.insert(*gid, body.clone());
             }
             Record::Commit(gid, body) | Record::CommitPrepared(gid, body) => {
@@ -203,7 +204,7 @@ impl Database {
     /// What a transaction does, as far as this node's WAL knows it.
     pub(crate) fn body_of(&self, gid: &Gid) -> Option<Body> {
         self.wal.iter().rev().find_map(|record| match record {
-            Record::Announce(g, body)
+            Record::Announce(g, body, _)
             | Record::Commit(g, body)
             | Record::Prepare(g, body)
             | Record::CommitPrepared(g, body)
@@ -223,23 +224,26 @@ impl Database {
         me: NodeId,
         rollback_is_evidence: bool,
         users_are_undecided: bool,
-    ) -> (Option<Below>, BTreeMap<Gid, Found>) {
+    ) -> (Option<Below>, BTreeMap<Gid, Found>, Xid) {
         let last = self.wal.iter().rev().find_map(|record| match record {
-            Record::Checkpoint { start, forgotten, remembered } => {
-                Some((*start, *forgotten, remembered))
+            Record::Checkpoint { start, forgotten, next, remembered } => {
+                Some((*start, *forgotten, *next, remembered))
             }
             _ => None,
         });
         let start = last.map_or(0, |(start, ..)| start);
         let mut saved = mtm_node::Checkpoint::first(me, 0, mtm_core::Lsn(0));
-        if let Some((_, forgotten, remembered)) = last {
+        if let Some((_, forgotten, next, remembered)) = last {
             saved.forgotten = forgotten;
+            saved.next = next;
             saved.remembered = remembered.clone();
         }
         let mut restart = Restart::new(&saved);
         for record in &self.wal[start..] {
             let word = match record {
-                Record::Announce(gid, _) => Word::Announced(*gid),
+                Record::Announce(gid, _, local) => {
+                    Word::Announced { gid: *gid, local: *local }
+                }
                 Record::Commit(gid, _) => {
                     // A commit record bears its name in a record of its transaction.
                     restart.read(Word::Marked { xid: 1, gid: *gid });
@@ -261,17 +265,25 @@ impl Database {
             restart.read(word);
         }
         let prepared = self.prepared.keys().copied().collect();
-        let committed = |xid| self.committed.iter().any(|gid| gid.origin == me && gid.xid == xid);
+        let next = restart.next();
+        let committed = |number| {
+            self.wal.iter().any(|record| {
+                matches!(record, Record::Announce(gid, _, local)
+                    if *local == number && self.committed.contains(gid))
+            })
+        };
         let mut found: BTreeMap<Gid, Found> =
             restart.finish(&prepared, committed).into_iter().collect();
         if users_are_undecided {
             found.extend(self.users.keys().map(|gid| (*gid, Found::Prepared)));
         }
         if rollback_is_evidence {
-            for found in found.values_mut().filter(|found| **found == Found::AnnouncedOnly) {
-                *found = Found::Aborted;
+            for found in found.values_mut() {
+                if matches!(found, Found::AnnouncedOnly { .. }) {
+                    *found = Found::Aborted;
+                }
             }
         }
-        (last.map(|(_, forgotten, _)| forgotten), found)
+        (last.map(|(_, forgotten, ..)| forgotten), found, next)
     }
 }

@@ -139,7 +139,7 @@ pub(crate) const fn is_news(input: &Input) -> bool {
                 | generations::Input::Connected(_)
                 | generations::Input::Persisted(_)
                 | generations::Input::Message { .. }
-        ) | Input::Horizon(_)
+        )
             | Input::Message { .. }
     )
 }

@@ -3,7 +3,7 @@
 use super::retention::Below;
 use crate::peer_message::PeerMessage;
 use crate::table::TableFull;
-use mtm_core::{GenNum, Gid, NodeId, NodeSet, Token, Xid};
+use mtm_core::{GenNum, Gid, LocalXid, NodeId, NodeSet, Token, Xid};
 use mtm_generations as generations;
 
 /// What a restarting node finds about a transaction in its own WAL.
@@ -21,7 +21,10 @@ pub enum Found {
     /// Its abort was decided; only from what the node itself remembered, never from a rollback.
     Aborted,
     /// An announcement of this node without a commit record: its rows are lost.
-    AnnouncedOnly,
+    AnnouncedOnly {
+        /// Its number in this server, for the commit log.
+        local: LocalXid,
+    },
 }
 
 /// What may happen to a node. "Durable" means: survives a crash of the machine.
@@ -29,8 +32,9 @@ pub enum Found {
 pub enum Input {
     /// Something for the membership; `Switch` and `Fenced` are the node's own business.
     Generation(generations::Input),
-    /// A local transaction wants to commit.
-    Announce(Xid),
+    /// The local transaction that this server knows by this number wants to commit. Its gid gets
+    /// the next number of this node's announcements.
+    Announce(LocalXid),
     /// The announcement is in the WAL, not necessarily durable.
     AnnouncementWritten(Gid),
     /// The announcement could not be written; nothing of it is in the WAL.
@@ -82,8 +86,6 @@ pub enum Input {
     DonorHoldsNoMore(GenNum),
     /// What `ApplyCommitted`, `Install` or `DropPrepared` asked for is durable.
     RecoveryDone(Gid),
-    /// No own transaction with a number below this will be announced any more.
-    Horizon(Xid),
     /// While recovering: the donor wrote this syncpoint here, after everything replayed so far.
     Syncpoint {
         /// For this generation.
@@ -101,7 +103,10 @@ pub enum Input {
         found: Found,
     },
     /// While fenced: that was everything; the node may take part again.
-    ScanComplete,
+    ScanComplete {
+        /// Own announcements go on with this number: it is above every one that was found.
+        next: Xid,
+    },
     /// A message about a transaction arrived.
     Message {
         /// From this node.
@@ -158,7 +163,7 @@ pub enum Effect {
         message: PeerMessage,
     },
     /// The transaction may not be announced.
-    Rejected(Xid, Rejection),
+    Rejected(LocalXid, Rejection),
     /// Write the announcement to the WAL, `AnnouncementWritten`, flush, `AnnouncementDurable`.
     WriteAnnouncement(Gid),
     /// Write the own commit record, flush it, `CommitDurable`. It must not fail any more; if it

@@ -22,7 +22,7 @@ use retention::Retention;
 use crate::entry::{Entry, Role, Waits};
 use crate::peer_message::PeerMessage;
 use crate::table::{Slot, Table};
-use mtm_core::{Gid, Instant, Machine, NodeId, NodeSet, Outbox};
+use mtm_core::{Gid, Instant, Machine, NodeId, NodeSet, Outbox, Xid};
 use mtm_generations as generations;
 use mtm_generations::{Membership, StatusInGeneration};
 use mtm_paxos::commit::{CoordinatorState, ParticipantState, Report};
@@ -154,7 +154,7 @@ impl<'a> Node<'a> {
                     CoordinatorState::Committed => Found::Committed,
                     CoordinatorState::Aborted => Found::Aborted,
                     // The commit log knows about one that is being committed.
-                    _ => Found::AnnouncedOnly,
+                    _ => Found::AnnouncedOnly { local: entry.local },
                 },
                 Role::Peer(p) => match p.state() {
                     ParticipantState::Committing | ParticipantState::Committed => Found::Committed,
@@ -174,6 +174,11 @@ impl<'a> Node<'a> {
             };
             Some((*gid, found))
         }))
+    }
+
+    /// The number of the next own announcement: for the driver to save with the rest.
+    pub fn next_number(&self) -> Xid {
+        self.core.retention.next_number(self.me())
     }
 
     /// Whether the barrier is free: nobody is between the check and the WAL.
@@ -331,7 +336,7 @@ impl Machine for Node<'_> {
     fn step(&mut self, now: Instant, input: Input, out: &mut Outbox<Effect>) -> Result<(), Misuse> {
         match input {
             Input::Generation(input) => self.generation(now, input, out)?,
-            Input::Announce(xid) => self.announce(now, xid, out)?,
+            Input::Announce(local) => self.announce(now, local, out)?,
             // It may be aborted and forgotten by now: the driver was still writing.
             Input::AnnouncementWritten(_) => self.leave_barrier(),
             Input::AnnouncementFailed(gid) => self.announcement_failed(gid),
@@ -350,15 +355,12 @@ impl Machine for Node<'_> {
             Input::DonorHolds { num, gid, accepted_abort } => {
                 self.donor_holds(num, gid, accepted_abort)?;
             }
-            Input::Horizon(xid) => {
-                self.core.retention.horizon = xid.max(self.core.retention.horizon);
-            }
             Input::Syncpoint { num, below } => self.syncpoint(num, &below, out),
             Input::Forgotten(below) => self.core.retention.forget(&below),
             Input::RecoveryDone(gid) => self.recovery_done(now, gid, out),
             Input::DonorHoldsNoMore(num) => self.donor_holds_no_more(num, out),
             Input::Found { gid, found } => self.found(gid, found)?,
-            Input::ScanComplete => self.scan_complete(now, out)?,
+            Input::ScanComplete { next } => self.scan_complete(now, next, out)?,
             Input::Message { from, message } => self.message(now, from, message, out)?,
         }
         self.retry(now, out);

@@ -3,7 +3,7 @@
 use super::{Bug, Effect, Misuse, Node, Outcome, Rejection};
 use crate::entry::{Entry, Role};
 use crate::peer_message::PeerMessage;
-use mtm_core::{Gid, Instant, NodeId, NodeSet, Outbox, Xid};
+use mtm_core::{Gid, Instant, LocalXid, NodeId, NodeSet, Outbox};
 use mtm_paxos::commit::{Coordinator, CoordinatorStep, Decree};
 
 impl Node<'_> {
@@ -14,11 +14,12 @@ impl Node<'_> {
         }
     }
 
-    /// Stamp and announce (TLA+ `Begin`): enters the barrier until the announcement is written.
+    /// Stamp, number and announce (TLA+ `Begin`): enters the barrier until the announcement is
+    /// written.
     pub(super) fn announce(
         &mut self,
         now: Instant,
-        xid: Xid,
+        local: LocalXid,
         out: &mut Outbox<Effect>,
     ) -> Result<(), Misuse> {
         let rejection = if !self.serves() {
@@ -29,16 +30,18 @@ impl Node<'_> {
             None
         };
         if let Some(rejection) = rejection {
-            out.push(Effect::Rejected(xid, rejection));
+            out.push(Effect::Rejected(local, rejection));
             return Ok(());
         }
         let generation = self.core.membership.current().generation;
-        let gid = Gid { origin: self.me(), xid, generation: generation.num };
+        let number = self.next_number();
+        let gid = Gid { origin: self.me(), xid: number, generation: generation.num };
         let own = Coordinator::new(gid, generation.members);
-        if self.table.entry(gid, || Entry::new(Role::Own(own))).is_err() {
-            out.push(Effect::Rejected(xid, Rejection::TableFull));
+        if self.table.entry(gid, || Entry { local, ..Entry::new(Role::Own(own)) }).is_err() {
+            out.push(Effect::Rejected(local, Rejection::TableFull));
             return Ok(());
         }
+        self.core.retention.used(number);
         self.enter_barrier();
         self.watch(now);
         out.push(Effect::WriteAnnouncement(gid));

@@ -2,7 +2,7 @@
 
 use super::{Bug, Effect, Found, Misuse, Node};
 use crate::entry::{DonorsWord, Entry, Role};
-use mtm_core::{GenNum, Gid, Instant, Outbox};
+use mtm_core::{GenNum, Gid, Instant, LocalXid, Outbox, Xid};
 use mtm_generations as generations;
 use mtm_paxos::commit::{Coordinator, Decree, Participant, ParticipantState};
 
@@ -24,9 +24,14 @@ impl Node<'_> {
             }
             Found::Committed => Role::Peer(Participant::found_finished(Decree::Commit)),
             Found::Aborted => Role::Peer(Participant::found_finished(Decree::Abort)),
-            Found::AnnouncedOnly => Role::Own(Coordinator::found_refused(gid, members)),
+            Found::AnnouncedOnly { .. } => Role::Own(Coordinator::found_refused(gid, members)),
         };
-        self.table.entry(gid, || Entry::new(role))?.role = role;
+        let local = match found {
+            Found::AnnouncedOnly { local } => local,
+            _ => LocalXid(0),
+        };
+        let entry = self.table.entry(gid, || Entry::new(role))?;
+        (entry.role, entry.local) = (role, local);
         Ok(())
     }
 
@@ -34,11 +39,13 @@ impl Node<'_> {
     pub(super) fn scan_complete(
         &mut self,
         now: Instant,
+        next: Xid,
         out: &mut Outbox<Effect>,
     ) -> Result<(), Misuse> {
         if !self.core.membership.is_fenced() && !self.planted(Bug::NoFence) {
             return Err(Misuse::NotFenced);
         }
+        self.core.retention.go_on_with(next);
         self.generation(now, generations::Input::Fenced(false), out)?;
         let mut effects = Outbox::new();
         self.core.membership.resume(&mut effects);

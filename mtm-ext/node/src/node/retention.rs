@@ -25,8 +25,8 @@ pub(super) struct Retention {
     said: [(GenNum, Below); MAX_NODES as usize],
     /// Finished and forgotten.
     pub(super) forgotten: Below,
-    /// No own transaction with a lower number will be announced any more.
-    pub(super) horizon: Xid,
+    /// Own announcements go on with this number, or a higher one.
+    next_number: Xid,
     /// One more than the highest own number whose announcement is durable. A crash may make the
     /// numbers above it be used again, so nothing is said about them.
     pub(super) durable: Xid,
@@ -40,7 +40,7 @@ impl Retention {
         Self {
             said: [(GenNum(0), NOTHING); MAX_NODES as usize],
             forgotten: NOTHING,
-            horizon: Xid(0),
+            next_number: Xid(1),
             durable: Xid(0),
             next: None,
             last_said: NOTHING,
@@ -50,6 +50,23 @@ impl Retention {
 
     pub(super) const fn deadline(&self) -> Option<Instant> {
         self.next
+    }
+
+    /// The number of the next announcement. Above all that is forgotten of `me`: it may have been
+    /// another node with this node's id that announced it.
+    pub(super) fn next_number(&self, me: NodeId) -> Xid {
+        self.next_number.max(self.forgotten[me.index()])
+    }
+
+    pub(super) fn used(&mut self, number: Xid) {
+        self.next_number = Xid(number.0 + 1);
+    }
+
+    /// After a restart. Numbers whose announcements were not durable are used again, in a later
+    /// generation: nobody has the rows of those transactions, since a walsender reads only what
+    /// is flushed, and no progress was said beyond `durable`.
+    pub(super) fn go_on_with(&mut self, next: Xid) {
+        self.next_number = next.max(self.next_number);
     }
 
     pub(super) fn announced(&mut self, number: Xid) {
@@ -115,7 +132,8 @@ impl Node<'_> {
         let me = self.me();
         let retention = &mut self.core.retention;
         let num = self.core.membership.current().generation.num;
-        let own = retention.horizon.min(retention.durable).max(retention.forgotten[me.index()]);
+        // Numbers are consecutive: none below will be announced any more.
+        let own = retention.durable.max(retention.forgotten[me.index()]);
         let mut below = NOTHING;
         for (i, below) in below.iter_mut().enumerate() {
             *below = retention.said[i].1[i].max(retention.forgotten[i]);

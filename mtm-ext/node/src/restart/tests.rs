@@ -13,6 +13,19 @@ fn checkpoint(remembered: &[(Gid, Found)]) -> Checkpoint {
     Checkpoint { remembered: remembered.to_vec(), ..first }
 }
 
+/// Its number in the server is another one.
+fn local(gid: Gid) -> LocalXid {
+    LocalXid(gid.xid.0 + 1000)
+}
+
+fn announced(gid: Gid) -> Word {
+    Word::Announced { gid, local: local(gid) }
+}
+
+fn only_announced(gid: Gid) -> Found {
+    Found::AnnouncedOnly { local: local(gid) }
+}
+
 /// What is found after these records, with these prepared and these own ones in the commit log.
 fn found(
     remembered: &[(Gid, Found)],
@@ -32,31 +45,31 @@ const ACCEPTED_PREPARED: Found = Found::AbortAccepted { prepared: true };
 #[test]
 fn an_own_transaction_is_announced_until_its_commit_is_found() {
     let own = gid(ME, 900);
-    let words = [Word::Marked { xid: 900, gid: own }, Word::Announced(own)];
-    assert_eq!(found(&[], &words, &[], &[]), [(own, Found::AnnouncedOnly)]);
-    assert_eq!(found(&[], &words, &[], &[900]), [(own, Found::Committed)]);
+    let words = [Word::Marked { xid: 900, gid: own }, announced(own)];
+    assert_eq!(found(&[], &words, &[], &[]), [(own, only_announced(own))]);
+    assert_eq!(found(&[], &words, &[], &[1900]), [(own, Found::Committed)]);
     let committed = [words[0], words[1], Word::Committed { xid: 900, gid: None }];
     assert_eq!(found(&[], &committed, &[], &[]), [(own, Found::Committed)]);
     // Another transaction's commit is none of its.
     let other = [words[0], words[1], Word::Committed { xid: 901, gid: None }];
-    assert_eq!(found(&[], &other, &[], &[]), [(own, Found::AnnouncedOnly)]);
+    assert_eq!(found(&[], &other, &[], &[]), [(own, only_announced(own))]);
 }
 
 #[test]
 fn the_commit_log_speaks_of_own_transactions_only() {
     // Another node's number may be a committed one here.
     let others = gid(2, 900);
-    let remembered = [(others, Found::AnnouncedOnly)];
-    assert_eq!(found(&remembered, &[], &[], &[900]), [(others, Found::AnnouncedOnly)]);
+    let remembered = [(others, only_announced(others))];
+    assert_eq!(found(&remembered, &[], &[], &[1900]), [(others, only_announced(others))]);
 }
 
 #[test]
 fn an_accepted_abort_of_an_own_announced_one_leaves_it_announced() {
     let own = gid(ME, 900);
-    let words = [Word::Announced(own), Word::AbortAccepted(own)];
-    assert_eq!(found(&[], &words, &[], &[]), [(own, Found::AnnouncedOnly)]);
-    let remembered = [(own, Found::AnnouncedOnly)];
-    assert_eq!(found(&remembered, &words[1..], &[], &[]), [(own, Found::AnnouncedOnly)]);
+    let words = [announced(own), Word::AbortAccepted(own)];
+    assert_eq!(found(&[], &words, &[], &[]), [(own, only_announced(own))]);
+    let remembered = [(own, only_announced(own))];
+    assert_eq!(found(&remembered, &words[1..], &[], &[]), [(own, only_announced(own))]);
     // Never heard of before: only the acceptance is known.
     assert_eq!(found(&[], &words[1..], &[], &[]), [(own, ACCEPTED)]);
 }
@@ -99,7 +112,7 @@ fn commits_of_others_are_found_by_name_and_by_marker() {
 fn what_was_given_up_here_and_replayed_later_is_committed() {
     let own = gid(ME, 900);
     let words = [
-        Word::Announced(own),
+        announced(own),
         Word::Marked { xid: 2000, gid: own },
         Word::Committed { xid: 2000, gid: None },
     ];
@@ -122,7 +135,7 @@ fn an_installation_replaces_earlier_acceptances() {
 #[test]
 fn users_own_two_phase_transactions_are_left_out() {
     let users = Gid { generation: GenNum(1 << 63 | 3), ..gid(2, 5) };
-    let words = [Word::Announced(users), Word::Committed { xid: 1, gid: Some(users) }];
+    let words = [announced(users), Word::Committed { xid: 1, gid: Some(users) }];
     assert_eq!(found(&[(users, Found::Committed)], &words, &[users], &[]), []);
 }
 
@@ -145,7 +158,7 @@ fn by_the_rules(
     remembered: Option<Found>,
     words: &[Word],
     prepared: bool,
-    committed: bool,
+    committed: &BTreeSet<u64>,
     gid: Gid,
 ) -> Option<Found> {
     let own = gid.origin.get() == ME;
@@ -157,7 +170,7 @@ fn by_the_rules(
                 names.insert(xid, gid);
                 last
             }
-            Word::Announced(g) if g == gid => Some(Found::AnnouncedOnly),
+            Word::Announced { gid: g, local } if g == gid => Some(Found::AnnouncedOnly { local }),
             Word::Committed { xid, gid: g } => {
                 let named = names.remove(&xid);
                 if g == Some(gid) || named == Some(gid) { Some(Found::Committed) } else { last }
@@ -178,7 +191,9 @@ fn by_the_rules(
     match last {
         Some(Found::AbortAccepted { .. }) => Some(Found::AbortAccepted { prepared }),
         _ if prepared => Some(Found::Prepared),
-        Some(Found::AnnouncedOnly) if own && committed => Some(Found::Committed),
+        Some(Found::AnnouncedOnly { local }) if own && committed.contains(&local.0) => {
+            Some(Found::Committed)
+        },
         other => other,
     }
 }
@@ -189,7 +204,8 @@ fn any_gid() -> impl Strategy<Value = Gid> {
 
 fn any_word() -> impl Strategy<Value = Word> {
     prop_oneof![
-        any_gid().prop_map(Word::Announced),
+        (any_gid(), 0u64..3)
+            .prop_map(|(gid, local)| Word::Announced { gid, local: LocalXid(local) }),
         (0u32..4, any_gid()).prop_map(|(xid, gid)| Word::Marked { xid, gid }),
         (0u32..4, prop::option::of(any_gid())).prop_map(|(xid, gid)| Word::Committed { xid, gid }),
         any_gid().prop_map(Word::AbortAccepted),
@@ -204,8 +220,29 @@ fn any_found() -> impl Strategy<Value = Found> {
         Just(ACCEPTED_PREPARED),
         Just(Found::Committed),
         Just(Found::Aborted),
-        Just(Found::AnnouncedOnly),
+        (0u64..3).prop_map(|local| Found::AnnouncedOnly { local: LocalXid(local) }),
     ]
+}
+
+#[test]
+fn announcements_go_on_above_every_number_that_was_ever_durable() {
+    let next = |saved: &Checkpoint, words: &[Word]| {
+        let mut restart = Restart::new(saved);
+        words.iter().for_each(|word| restart.read(*word));
+        restart.next()
+    };
+    let mut saved = checkpoint(&[]);
+    assert_eq!(next(&saved, &[]), Xid(1));
+    // Also of one of which nothing else is left, and never another node's or a user's.
+    let (own, theirs) = (gid(ME, 7), gid(2, 70));
+    let users = Gid { generation: GenNum(1 << 63), ..gid(ME, 700) };
+    let installed = Word::Installed { gid: own, accepted_abort: false };
+    let words = [announced(own), announced(theirs), announced(users), installed];
+    assert_eq!(next(&saved, &words), Xid(8));
+    saved.next = Xid(9);
+    assert_eq!(next(&saved, &words), Xid(9));
+    saved.forgotten[0] = Xid(10);
+    assert_eq!(next(&saved, &words), Xid(10));
 }
 
 proptest! {
@@ -227,7 +264,7 @@ proptest! {
                 remembered.get(&gid).copied(),
                 &words,
                 prepared.contains(&gid),
-                committed.contains(&xid),
+                &committed,
                 gid,
             );
             prop_assert_eq!(all.get(&gid).copied(), rules, "{}", gid);

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use mtm_core::Xid;
 use mtm_logrep::row::{Old, Relation, RowMessage, RowReader, Tables, Tuple, Value};
 use mtm_logrep::stream::Children;
 use pgrx::pg_sys;
@@ -90,9 +89,9 @@ impl Applier {
 
     /// What follows says which subtransaction it belongs to. Only what belongs to the transaction
     /// itself and to these ([`Children`]) counts.
-    pub fn only(&mut self, xid: Xid, children: &[u8]) {
+    pub fn only(&mut self, xid: u32, children: &[u8]) {
         let children = Children::parse(children).unwrap_or_else(|e| error::malformed(&e));
-        self.only = Some((xid.0 as u32, children.iter().collect()));
+        self.only = Some((xid, children.iter().collect()));
     }
 
     fn counts(&self, subxid: u32) -> bool {

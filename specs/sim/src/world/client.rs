@@ -6,7 +6,7 @@ use super::{Op, World};
 use crate::database::{Body, Owner};
 use crate::oracle::Told;
 use crate::plan::Transaction;
-use mtm_core::{Gid, Xid};
+use mtm_core::{Gid, LocalXid};
 use mtm_node::{Input, Outcome};
 use mtm_paxos::commit::Decree;
 
@@ -59,7 +59,7 @@ impl World {
     /// Its statements are done: COMMIT.
     pub(super) fn worked(&mut self, i: usize, id: u64) {
         if self.hosts[i].backends.contains_key(&id) && self.says_its_word(i, id) {
-            self.feed(i, Input::Announce(Xid(id)));
+            self.feed(i, Input::Announce(LocalXid(id)));
         }
     }
 

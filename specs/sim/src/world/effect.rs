@@ -27,15 +27,16 @@ impl World {
                 self.note_decision(i, &message);
                 self.send(i, to, Packet::Peer(message));
             }
-            Effect::Rejected(xid, _) => self.end_unannounced(i, xid.0),
+            Effect::Rejected(local, _) => self.end_unannounced(i, local.0),
             Effect::WriteAnnouncement(gid) => {
+                let local = self.hosts[i].local(&gid);
                 if !self.hold_announced(i, gid) {
                     self.feed(i, Input::AnnouncementFailed(gid));
-                    self.end_unannounced(i, gid.xid.0);
-                } else if let Some(backend) = self.hosts[i].backends.get_mut(&gid.xid.0) {
+                    self.end_unannounced(i, local.0);
+                } else if let Some(backend) = self.hosts[i].backends.get_mut(&local.0) {
                     backend.gid = Some(gid);
                     let body = backend.body.clone();
-                    self.append_soon(i, Record::Announce(gid, body), Then::Announced(gid));
+                    self.append_soon(i, Record::Announce(gid, body, local), Then::Announced(gid));
                 }
             }
             Effect::WriteCommit(gid) => {

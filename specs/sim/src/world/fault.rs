@@ -6,7 +6,7 @@ use crate::oracle::Told;
 use crate::plan::Fault;
 use crate::planted::{Driver, Planted};
 use crate::trace::What;
-use mtm_core::Gid;
+use mtm_core::{Gid, Xid};
 use mtm_generations::referee::Referee;
 use mtm_node::{Found, Input};
 
@@ -82,9 +82,6 @@ impl World {
         let host = &mut self.hosts[i];
         let seed = self.rng.next();
         host.forget(&self.plan, seed);
-        if self.plan.planted == Some(Planted::Driver(Driver::NumbersReused)) {
-            self.hosts[i].next_xid = 1;
-        }
         self.recount(i);
     }
 
@@ -112,7 +109,7 @@ impl World {
         let (evidence, deaf) =
             (self.neglects(Driver::RollbackIsEvidence), self.neglects(Driver::JournalIgnored));
         let undecided = self.neglects(Driver::UsersUndecided);
-        let (forgotten, mut found) = self.hosts[i].db.scan(node(i), evidence, undecided);
+        let (forgotten, mut found, next) = self.hosts[i].db.scan(node(i), evidence, undecided);
         self.restore_users(i);
         if deaf {
             found.retain(|_, found| *found != Found::AbortAccepted { prepared: false });
@@ -128,7 +125,8 @@ impl World {
         for (gid, found) in found {
             self.feed(i, Input::Found { gid, found });
         }
-        self.feed(i, Input::ScanComplete);
+        let next = if self.neglects(Driver::NumbersReused) { Xid(1) } else { next };
+        self.feed(i, Input::ScanComplete { next });
     }
 
     /// Disturbances end.

@@ -4,11 +4,11 @@ use super::node;
 use crate::database::{Body, Database, Key, Owner};
 use crate::plan::{Plan, Shape, UserWord};
 use crate::planted::Planted;
-use mtm_core::{Gid, Instant, NodeId, NodeSet, Token};
+use mtm_core::{Gid, Instant, LocalXid, NodeId, NodeSet, Token};
 use mtm_generations::{Membership, Message, Record, Timing};
 use mtm_node::table::Slot;
 use mtm_node::user::{Operation, User, Users};
-use mtm_node::{Core, Entry};
+use mtm_node::{Core, Entry, Node};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How often a waiting node asks again.
@@ -135,7 +135,7 @@ pub(crate) struct Host {
     pub(crate) task_writing: bool,
     /// COMMIT PREPARED or ROLLBACK PREPARED is being done.
     pub(crate) finishing: BTreeSet<Gid>,
-    /// Transaction numbers are never used twice, not even after a crash.
+    /// The server's own transaction numbers, which its commit log knows.
     pub(crate) next_xid: u64,
     pub(crate) locks_changed: bool,
     /// What it held before the last generation was elected.
@@ -219,6 +219,12 @@ impl Host {
         self.task_locked = 0;
         self.task_writing = false;
         self.finishing.clear();
+    }
+
+    /// The server's number of an own transaction in the table; 0 if it is not there.
+    pub(crate) fn local(&mut self, gid: &Gid) -> LocalXid {
+        let node = Node::new(&mut self.core, &mut self.slots);
+        node.transaction(gid).map_or(LocalXid(0), |entry| entry.local)
     }
 
     /// Which backend runs this announced transaction.

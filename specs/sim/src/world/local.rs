@@ -3,7 +3,7 @@
 use super::{Op, Packet, Then, World};
 use crate::database::{Change, Owner, Record};
 use crate::planted::Driver;
-use mtm_core::{Token, Xid};
+use mtm_core::Token;
 use mtm_generations as generations;
 use mtm_node::user::Operation;
 use mtm_node::{Input, Node};
@@ -45,23 +45,20 @@ impl World {
         }
     }
 
-    /// Says which own numbers are used up; now and then writes a syncpoint and a checkpoint.
+    /// Now and then writes a syncpoint and a checkpoint.
     fn keep_house(&mut self, i: usize) {
         if self.hosts[i].core.membership().is_fenced() {
             return;
         }
-        let host = &self.hosts[i];
-        let running = host.backends.iter().find(|(_, b)| b.gid.is_none()).map(|(id, _)| *id);
-        self.feed(i, Input::Horizon(Xid(running.unwrap_or(host.next_xid))));
         if self.rng.chance(20) {
             let host = &mut self.hosts[i];
             let machine = Node::new(&mut host.core, &mut host.slots);
-            let forgotten = *machine.forgotten();
+            let (forgotten, next) = (*machine.forgotten(), machine.next_number());
             let remembered: Option<Vec<_>> = machine.remembered().map(Iterator::collect);
             let start = host.db.wal.len();
             self.append_soon(i, Record::Syncpoint(forgotten), Then::Nothing);
             if let Some(remembered) = remembered {
-                let checkpoint = Record::Checkpoint { start, forgotten, remembered };
+                let checkpoint = Record::Checkpoint { start, forgotten, next, remembered };
                 self.append_soon(i, checkpoint, Then::Nothing);
             }
         }
@@ -97,7 +94,7 @@ impl World {
         let host = &mut self.hosts[i];
         host.db.wal.push(record.clone());
         let lsn = host.db.wal.len();
-        if let Record::Announce(gid, body) = &record {
+        if let Record::Announce(gid, body, _) = &record {
             host.db.announced.insert(*gid, body.clone());
         }
         // A flush takes everything before with it, in order.

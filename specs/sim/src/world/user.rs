@@ -53,7 +53,8 @@ impl World {
 
     /// Takes the name in the step in which the transaction gets its gid.
     pub(super) fn hold_announced(&mut self, i: usize, gid: Gid) -> bool {
-        let Some(backend) = self.hosts[i].backends.get(&gid.xid.0) else { return true };
+        let local = self.hosts[i].local(&gid);
+        let Some(backend) = self.hosts[i].backends.get(&local.0) else { return true };
         let Some(operation) = backend.body.user else { return true };
         self.oracle.operations.insert(gid, operation);
         self.hold_name(i, gid, &operation).is_ok()

@@ -44,6 +44,19 @@ pub enum Word {
     },
 }
 
+impl Word {
+    /// The transaction of the cluster of which it speaks.
+    const fn gid(&self) -> Option<Gid> {
+        match *self {
+            Self::Committed { gid, .. } => gid,
+            Self::Announced { gid, .. }
+            | Self::Marked { gid, .. }
+            | Self::AbortAccepted(gid)
+            | Self::Installed { gid, .. } => Some(gid),
+        }
+    }
+}
+
 /// Collects what is found.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Restart {
@@ -76,9 +89,9 @@ impl Restart {
 
     /// The next record of the log.
     pub fn read(&mut self, word: Word) {
+        word.gid().into_iter().for_each(|gid| self.number(gid));
         match word {
             Word::Announced { gid, local } => {
-                self.number(gid);
                 self.say(gid, Found::AnnouncedOnly { local });
             }
             Word::Marked { xid, gid } => {
@@ -105,7 +118,8 @@ impl Restart {
         }
     }
 
-    /// Every announcement in the log counts, whatever became of it.
+    /// Every name in the log counts, whatever became of it: abort may have been accepted for one
+    /// whose announcement never got there, and then others have heard of it.
     fn number(&mut self, gid: Gid) {
         if is_ours(&gid) && gid.origin == self.me {
             self.next = self.next.max(Xid(gid.xid.0.saturating_add(1)));

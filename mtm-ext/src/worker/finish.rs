@@ -23,16 +23,18 @@ fn decision(state: &mut NodeState, gid: &Gid) -> Option<bool> {
 /// Takes a decided transaction, unless somebody else carries it out already.
 fn take(gid: &Gid) -> Option<bool> {
     let me = proc::my_procno();
-    shmem::node(|state| {
-        let commit = decision(state, gid)?;
-        let note = state.notes.entry(*gid, || free(me)).ok()?;
-        if note.taken {
-            return None;
-        }
-        note.taken = true;
-        note.worker = me;
-        Some(commit)
-    })
+    shmem::node(|state| take_in(state, gid, me))
+}
+
+fn take_in(state: &mut NodeState, gid: &Gid, me: proc::ProcNo) -> Option<bool> {
+    let commit = decision(state, gid)?;
+    let note = state.notes.entry(*gid, || free(me)).ok()?;
+    if note.taken {
+        return None;
+    }
+    note.taken = true;
+    note.worker = me;
+    Some(commit)
 }
 
 /// Nobody has it but this process.
@@ -55,29 +57,31 @@ pub fn unless_taken(gid: &Gid, _commit: bool) {
 /// `false` as long as there is something to wait for.
 pub fn my_own(gid: &Gid) -> bool {
     let me = proc::my_procno();
-    let mine = shmem::node(|state| state.notes.get_mut(gid).is_some_and(|n| n.worker == me));
-    if !mine {
-        // Whoever heard the decision has taken it.
-        return true;
-    }
-    match take(gid) {
-        Some(commit) => {
+    // In one look: what is decided between two would be left to nobody.
+    let decided = shmem::node(|state| {
+        if state.notes.get_mut(gid).is_none_or(|note| note.worker != me) {
+            // Whoever heard the decision has taken it.
+            return Err(true);
+        }
+        take_in(state, gid, me).ok_or_else(|| !waits(state, gid))
+    });
+    match decided {
+        Ok(commit) => {
             end(gid, commit);
             true
         }
-        None => !waits(gid),
+        Err(is_over) => is_over,
     }
 }
 
 /// Whether it is prepared here and undecided.
-fn waits(gid: &Gid) -> bool {
-    machine::look(|node| match node.transaction(gid).map(|entry| entry.role) {
+fn waits(state: &mut NodeState, gid: &Gid) -> bool {
+    match state.node().and_then(|node| node.transaction(gid)).map(|entry| entry.role) {
         Some(Role::Peer(peer)) => {
             peer.is_undecided() || matches!(peer.state(), ParticipantState::Preparing(_))
         }
-        _ => false,
-    })
-    .unwrap_or(false)
+        Some(Role::Own(_)) | None => false,
+    }
 }
 
 /// Wakes who ends it: the process that has it, else the resolver.

@@ -62,9 +62,10 @@ impl Retention {
         self.next_number = Xid(number.0 + 1);
     }
 
-    /// After a restart. Numbers whose announcements were not durable are used again, in a later
-    /// generation: nobody has the rows of those transactions, since a walsender reads only what
-    /// is flushed, and no progress was said beyond `durable`.
+    /// After a restart. A number of which nothing was durable is used again, maybe in the same
+    /// generation: nobody has heard of that transaction, since a walsender reads only what is
+    /// flushed, votes are asked for only after that, an abort round begins with a durable record,
+    /// and no progress was said beyond `durable`.
     pub(super) fn go_on_with(&mut self, next: Xid) {
         self.next_number = next.max(self.next_number);
     }

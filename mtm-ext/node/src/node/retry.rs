@@ -41,9 +41,11 @@ impl Node<'_> {
         let num = current.generation.num;
         match &entry.role {
             Role::Own(own) => match own.state() {
+                // Not before its announcement is durable, and with it this node's own vote: after
+                // a crash the number might be used again.
+                CoordinatorState::Voting if own.missing().contains(me) => {}
                 CoordinatorState::Voting => {
-                    let to = own.missing().without(me);
-                    Self::send(out, to, PeerMessage::AskVote(gid));
+                    Self::send(out, own.missing(), PeerMessage::AskVote(gid));
                 }
                 CoordinatorState::Aborting => {
                     let to = own.missing().without(me);

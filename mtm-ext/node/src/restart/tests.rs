@@ -233,6 +233,9 @@ fn announcements_go_on_above_every_number_that_was_ever_durable() {
     };
     let mut saved = checkpoint(&[]);
     assert_eq!(next(&saved, &[]), Xid(1));
+    // Also when only abort was accepted, or a marker was written.
+    assert_eq!(next(&saved, &[Word::AbortAccepted(gid(ME, 3))]), Xid(4));
+    assert_eq!(next(&saved, &[Word::Marked { xid: 9, gid: gid(ME, 4) }]), Xid(5));
     // Also of one of which nothing else is left, and never another node's or a user's.
     let (own, theirs) = (gid(ME, 7), gid(2, 70));
     let users = Gid { generation: GenNum(1 << 63), ..gid(ME, 700) };

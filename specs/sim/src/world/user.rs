@@ -55,7 +55,11 @@ impl World {
     pub(super) fn hold_announced(&mut self, i: usize, gid: Gid) -> bool {
         let local = self.hosts[i].local(&gid);
         let Some(backend) = self.hosts[i].backends.get(&local.0) else { return true };
-        let Some(operation) = backend.body.user else { return true };
+        let Some(operation) = backend.body.user else {
+            // A crash may have lost all trace of another one with this name.
+            self.oracle.operations.remove(&gid);
+            return true;
+        };
         self.oracle.operations.insert(gid, operation);
         self.hold_name(i, gid, &operation).is_ok()
     }

@@ -244,16 +244,20 @@ impl Membership {
     /// An administrator's change: one node at a time, and only when all members are ONLINE in a
     /// generation with the configuration before.
     pub(super) fn configure(&mut self, configuration: Configuration) -> Result<(), Misuse> {
-        let current = self.record.current.generation;
-        let settled = self.wanted.is_none() && self.members_online() == current.members;
-        if !settled
-            || self.configure.is_some()
-            || configuration.version != current.configured.version + 1
-            || !current.configured.admits(&configuration)
-        {
+        if !self.may_configure(&configuration) {
             return Err(Misuse::MayNotConfigure);
         }
         self.configure = Some(configuration);
         Ok(())
+    }
+
+    /// Whether `Input::Configure` may come now.
+    pub fn may_configure(&self, configuration: &Configuration) -> bool {
+        let current = self.record.current.generation;
+        let settled = self.wanted.is_none() && self.members_online() == current.members;
+        (settled || self.planted(Bug::ChangesUnsettled))
+            && self.configure.is_none()
+            && configuration.version == current.configured.version + 1
+            && current.configured.admits(configuration)
     }
 }

@@ -461,12 +461,22 @@ impl Membership {
         self.met_all = over || members.is_subset(self.clique());
     }
 
+    /// Nobody sends heartbeats to a node that was dropped: whoever still hears it tells it.
+    fn tell_dropped(&self, from: NodeId, out: &mut Outbox<Effect>) {
+        let current = self.record.current;
+        if !current.generation.configured.nodes.contains(from) {
+            let message = Message::Elected(current);
+            out.push(Effect::Send { to: NodeSet::only(from), message, after: None });
+        }
+    }
+
     fn receive(&mut self, now: Instant, from: NodeId, message: Message, out: &mut Outbox<Effect>) {
         match message {
             Message::Status { hears, current, last_vote, last_online_in } => {
                 self.peers[from.index()] =
                     Peer { hears, current: current.generation.num, last_vote, last_online_in };
                 self.learn(current, out);
+                self.tell_dropped(from, out);
             }
             Message::VoteRequest(generation) => self.vote_requested(from, generation, out),
             Message::Vote { num, last_online_in } => {

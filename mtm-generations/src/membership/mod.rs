@@ -187,6 +187,8 @@ pub struct Membership {
     campaign: Option<Campaign>,
     campaign_at: Option<Instant>,
     configure: Option<Configuration>,
+    /// All members of a generation with this version of the configuration were ONLINE in it.
+    settled: u32,
     /// Since when every member in the clique has not been ONLINE.
     not_all_online_since: Option<Instant>,
     next_heartbeat: Instant,
@@ -226,6 +228,7 @@ impl Membership {
             campaign: None,
             campaign_at: None,
             configure: None,
+            settled: 0,
             not_all_online_since: None,
             next_heartbeat: Instant(0),
             started: None,

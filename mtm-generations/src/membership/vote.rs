@@ -48,7 +48,7 @@ impl Membership {
         let again = self.planted(Bug::VoteTwice) && generation.num == self.record.last_vote;
         let safe = (generation.num > self.record.last_vote || again)
             && generation.num > self.record.current.generation.num
-            && (ours.admits(theirs) || self.planted(Bug::OlderAdmitted))
+            && ours.admits(theirs)
             && theirs.nodes.contains(self.node())
             && theirs.nodes.contains(from);
         // Liveness: members that this node cannot hear would make a useless generation.

@@ -1,6 +1,6 @@
 //! Nodes that are added and dropped, in histories written by hand.
 
-use mtm_sim::{Change, Coverage, Fault, Plan, Shape, Slowness, Transaction, run};
+use mtm_sim::{Change, Coverage, Fault, Flavour, Plan, Shape, Slowness, Transaction, run};
 
 fn commits(node: usize, from_ms: u64, until_ms: u64) -> impl Iterator<Item = Transaction> {
     (from_ms..until_ms).step_by(20).map(move |ms| Transaction {
@@ -19,7 +19,7 @@ fn history(
     faults: &[(u64, Fault)],
     transactions: Vec<Transaction>,
 ) -> Coverage {
-    let mut plan = Plan::new(2, Shape::Nodes(5));
+    let mut plan = Plan::flavoured(2, Shape::Nodes(5), Flavour::Wild);
     plan.refusals = 0;
     let quick = Slowness { percent: 0, max_us: 0 };
     (plan.latency, plan.disk, plan.write) = (quick, quick, quick);

@@ -61,6 +61,7 @@ impl World {
                 Change::Add(n) => now.adding(node(n)),
                 Change::Drop(n) if !now.nodes.contains(node(n)) => None,
                 Change::Drop(_) if now.nodes.len() <= LEAST => None,
+                Change::Drop(n) if !self.can_do_without(n, now.nodes) => None,
                 Change::Drop(n) => now.dropping(node(n)),
             };
             let may = |c: &Configuration| self.hosts[i].core.membership().may_configure(c);
@@ -70,6 +71,15 @@ impl World {
             }
         }
         self.after(LOOK_US, Event::Change(which, tries + 1));
+    }
+
+    /// Whether each of the others could recover from somebody who remains: a clone may not be able
+    /// to help a node that was away when it was born.
+    fn can_do_without(&self, n: usize, configured: NodeSet) -> bool {
+        let remain: Vec<usize> = configured.without(node(n)).iter().map(|n| n.index()).collect();
+        remain.iter().all(|&p| {
+            !self.hosts[p].born || remain.iter().any(|&x| x != p && self.hosts[p].known[x])
+        })
     }
 
     /// Configured nodes that do not exist yet are cloned.
@@ -121,8 +131,9 @@ impl World {
         self.restart(n);
         self.coverage.births += 1;
         for i in 0..self.hosts.len() {
-            let careless = self.neglects(Driver::CloneServesAll);
-            (self.hosts[i].known[n], self.hosts[i].confirmed[n]) = (careless, base);
+            // The one it was made from has it all.
+            let knows = i == d || self.neglects(Driver::CloneServesAll);
+            (self.hosts[i].known[n], self.hosts[i].confirmed[n]) = (knows, base);
         }
     }
 

@@ -151,7 +151,7 @@ pub const CASES: &[Case] = &[
     driver(Driver::CleanAnyNumber, Shape::Referee, 20),
     driver(Driver::GrantLost, Shape::Referee, 20),
     driver(Driver::UnsyncedIsDurable, THREE, 20),
-    driver(Driver::StateUnsynced, THREE, 100),
+    driver(Driver::StateUnsynced, THREE, 500),
     driver(Driver::NumbersReused, THREE, 50),
     driver(Driver::RollbackIsEvidence, THREE, 1_000),
     case(Planted::Driver(Driver::JournalIgnored), THREE, Some(Flavour::Churn), 2_000),

@@ -183,9 +183,11 @@ impl Node<'_> {
         let below = self.finished_below();
         let busy = !self.table.is_empty();
         let retention = &mut self.core.retention;
-        if busy || retention.asked || below != retention.last_said {
+        // Of whom nobody has anything there is no news.
+        let news = below.map(|xid| if xid == NO_MORE { Xid(0) } else { xid });
+        if busy || retention.asked || news != retention.last_said {
             retention.asked = false;
-            retention.last_said = below;
+            retention.last_said = news;
             let current = self.core.membership.current().generation;
             let message = PeerMessage::Progress { num: current.num, busy, below };
             let to = current.members.without(self.me());

@@ -7,6 +7,7 @@ use mtm_core::{GenNum, NodeId, NodeSet};
 ///
 /// A majority is counted in `nodes` and in `previous`: two different changes proposed at the same
 /// time then still share a voter (with 2 nodes, majorities of "2 and x" and "2 and y" do not).
+/// Later, when enough nodes know it, it is [`settled`](Self::settled).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Configuration {
     /// Grows by one with every change.
@@ -40,6 +41,14 @@ impl Configuration {
         }
         let nodes = self.nodes.without(node);
         Some(Self { version: self.version + 1, nodes, previous: self.nodes })
+    }
+
+    /// This configuration once all members of a generation with it were ONLINE in it: a majority of
+    /// the nodes before know it then, and no other change of those nodes can be elected any more,
+    /// so they need not be counted any longer.
+    #[must_use]
+    pub const fn settled(&self) -> Self {
+        Self { version: self.version, nodes: self.nodes, previous: self.nodes }
     }
 
     /// Whether `set` is a majority of the configured nodes, old and new. Nodes that are no longer
@@ -207,6 +216,16 @@ mod tests {
         assert_eq!(elect(generation(5, &[1]), set(&[1, 2, 3]), last, false), None);
         assert_eq!(elect(generation(5, &[1, 2]), set(&[1]), last, false), None);
         assert!(elect(generation(5, &[1]), set(&[1]), last, true).is_some());
+    }
+
+    #[test]
+    fn a_settled_configuration_counts_its_own_nodes() {
+        let joint = Configuration::initial(set(&[1, 2])).adding(n(3)).unwrap();
+        assert!(!joint.has_majority(set(&[1, 3])) && joint.settled().has_majority(set(&[1, 3])));
+        assert!(joint.admits(&joint.settled()) && joint.settled().admits(&joint));
+        assert!(!joint.settled().has_majority(set(&[3])));
+        let next = joint.settled().dropping(n(1)).unwrap();
+        assert!(joint.admits(&next) && !next.has_majority(set(&[3])));
     }
 
     #[test]

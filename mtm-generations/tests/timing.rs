@@ -103,6 +103,19 @@ fn who_was_met_and_is_silent_is_left_out_at_once() {
 }
 
 #[test]
+fn a_node_is_dropped_by_another_one_when_all_members_are_there() {
+    let mut node = member(false, Timing::default());
+    let configured = node.current().generation.configured;
+    let (drop_me, drop_other) = (configured.dropping(n(1)), configured.dropping(n(3)));
+    assert!(!node.may_configure(&drop_other.unwrap()), "nobody has been heard yet");
+    hear(&mut node, START, NodeSet::first(3));
+    assert!(node.may_configure(&drop_other.unwrap()));
+    assert!(!node.may_configure(&drop_me.unwrap()));
+    let mut out = Outbox::new();
+    assert!(node.step(Instant(START), Input::Configure(drop_me.unwrap()), &mut out).is_err());
+}
+
+#[test]
 fn members_are_those_of_the_generation_it_is_in() {
     // n3 is configured and was left out before: nobody waits for it.
     let mut record = Record::initial(n(1), 7, NodeSet::first(3));

@@ -36,6 +36,18 @@ impl Campaign {
 }
 
 impl Membership {
+    /// The configuration of the next generation: an administrator's, or the present one, settled
+    /// if it is known to be (specs/adr/0113).
+    fn configuration(&self) -> Configuration {
+        let current = self.record.current.generation.configured;
+        let settled = self.settled == current.version;
+        match self.configure {
+            Some(wanted) => wanted,
+            None if settled => current.settled(),
+            None => current,
+        }
+    }
+
     /// Whether a new generation is needed, and with which members.
     fn proposal(&self, now: Instant) -> Option<NodeSet> {
         let me = self.node();
@@ -43,7 +55,7 @@ impl Membership {
             return None;
         }
         let current = self.record.current.generation;
-        let configured = self.configure.unwrap_or(current.configured);
+        let configured = self.configuration();
         let clique = self.clique();
         if !clique.contains(me) || !configured.nodes.contains(me) {
             return None;
@@ -55,7 +67,8 @@ impl Membership {
         let missing = !current.members.is_subset(clique);
         let included = !member && self.caught_up;
         let must = self.must_campaign || (member && self.cannot_be_online());
-        if !(missing || included || must || late || self.configure.is_some()) {
+        let settles = member && configured != current.configured;
+        if !(missing || included || must || late || settles) {
             return None;
         }
         let quorum = |set: NodeSet| configured.has_majority(set);
@@ -82,6 +95,7 @@ impl Membership {
         let current = self.record.current.generation;
         if self.members_online() == current.members {
             self.not_all_online_since = None;
+            self.settled = current.configured.version;
         } else if self.not_all_online_since.is_none() {
             self.not_all_online_since = Some(now);
         }
@@ -113,7 +127,7 @@ impl Membership {
 
     fn start_campaign(&mut self, now: Instant, members: NodeSet, out: &mut Outbox<Effect>) {
         let current = self.record.current.generation;
-        let configured = self.configure.unwrap_or(current.configured);
+        let configured = self.configuration();
         let highest = self
             .peers
             .iter()
@@ -244,16 +258,22 @@ impl Membership {
     /// An administrator's change: one node at a time, and only when all members are ONLINE in a
     /// generation with the configuration before.
     pub(super) fn configure(&mut self, configuration: Configuration) -> Result<(), Misuse> {
-        let current = self.record.current.generation;
-        let settled = self.wanted.is_none() && self.members_online() == current.members;
-        if !settled
-            || self.configure.is_some()
-            || configuration.version != current.configured.version + 1
-            || !current.configured.admits(&configuration)
-        {
+        if !self.may_configure(&configuration) {
             return Err(Misuse::MayNotConfigure);
         }
         self.configure = Some(configuration);
         Ok(())
+    }
+
+    /// Whether `Input::Configure` may come now. A node is dropped by another one: it would not
+    /// campaign for a generation without itself.
+    pub fn may_configure(&self, configuration: &Configuration) -> bool {
+        let current = self.record.current.generation;
+        let settled = self.wanted.is_none() && self.members_online() == current.members;
+        settled
+            && self.configure.is_none()
+            && configuration.nodes.contains(self.node())
+            && configuration.version == current.configured.version + 1
+            && current.configured.admits(configuration)
     }
 }

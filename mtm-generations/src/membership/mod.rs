@@ -187,6 +187,8 @@ pub struct Membership {
     campaign: Option<Campaign>,
     campaign_at: Option<Instant>,
     configure: Option<Configuration>,
+    /// All members of a generation with this version of the configuration were ONLINE in it.
+    settled: u32,
     /// Since when every member in the clique has not been ONLINE.
     not_all_online_since: Option<Instant>,
     next_heartbeat: Instant,
@@ -226,6 +228,7 @@ impl Membership {
             campaign: None,
             campaign_at: None,
             configure: None,
+            settled: 0,
             not_all_online_since: None,
             next_heartbeat: Instant(0),
             started: None,
@@ -461,12 +464,22 @@ impl Membership {
         self.met_all = over || members.is_subset(self.clique());
     }
 
+    /// Nobody sends heartbeats to a node that was dropped: whoever still hears it tells it.
+    fn tell_dropped(&self, from: NodeId, out: &mut Outbox<Effect>) {
+        let current = self.record.current;
+        if !current.generation.configured.nodes.contains(from) {
+            let message = Message::Elected(current);
+            out.push(Effect::Send { to: NodeSet::only(from), message, after: None });
+        }
+    }
+
     fn receive(&mut self, now: Instant, from: NodeId, message: Message, out: &mut Outbox<Effect>) {
         match message {
             Message::Status { hears, current, last_vote, last_online_in } => {
                 self.peers[from.index()] =
                     Peer { hears, current: current.generation.num, last_vote, last_online_in };
                 self.learn(current, out);
+                self.tell_dropped(from, out);
             }
             Message::VoteRequest(generation) => self.vote_requested(from, generation, out),
             Message::Vote { num, last_online_in } => {

@@ -18,7 +18,7 @@ mod trace;
 mod world;
 
 pub use oracle::Violation;
-pub use plan::{Fault, Flavour, Plan, Shape, Slowness, Transaction, UserWord};
+pub use plan::{Change, Fault, Flavour, Plan, Shape, Slowness, Transaction, UserWord};
 pub use planted::{CASES, Case, Driver, Planted};
 pub use shrink::{Shrunk, shrink};
 pub use svg::draw;

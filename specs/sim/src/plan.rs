@@ -54,6 +54,15 @@ impl Fault {
     }
 }
 
+/// A change of the configuration, wanted until it is done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// This node is added, as a clone of another one.
+    Add(usize),
+    /// This node is dropped, whether it works or not, for ever.
+    Drop(usize),
+}
+
 /// What a client says instead of COMMIT, with the number of a name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum UserWord {
@@ -142,8 +151,12 @@ impl Slowness {
 pub struct Plan {
     /// Everything not in the script (delays, losses) is drawn from it.
     pub seed: u64,
-    /// The cluster.
+    /// The cluster, with the nodes that may be added.
     pub shape: Shape,
+    /// So many of them are configured from the beginning.
+    pub initial: usize,
+    /// What the administrator does, by time.
+    pub changes: Vec<(u64, Change)>,
     /// A rule broken on purpose.
     pub planted: Option<Planted>,
     /// Messages and streams.
@@ -179,13 +192,16 @@ pub enum Flavour {
     Split,
     /// Users prepare transactions and end them later, some of them twice and on different nodes.
     Users,
+    /// Nodes are added and dropped.
+    Changes,
 }
 
 impl Plan {
-    /// The script of this seed: five of eight are wild.
+    /// The script of this seed: half of them are wild.
     pub fn new(seed: u64, shape: Shape) -> Self {
         match seed % 8 {
             0 if shape == Shape::Referee => Self::flavoured(seed, shape, Flavour::Split),
+            1 if shape != Shape::Referee => Self::flavoured(seed, shape, Flavour::Changes),
             3 => Self::flavoured(seed, shape, Flavour::Deaf),
             5 => Self::flavoured(seed, shape, Flavour::Users),
             6 => Self::flavoured(seed, shape, Flavour::Churn),
@@ -203,6 +219,7 @@ impl Plan {
             Flavour::Churn => churn(&mut rng, &mut plan),
             Flavour::Split => split(&mut rng, &mut plan),
             Flavour::Users => users(&mut rng, &mut plan),
+            Flavour::Changes => changes(&mut rng, &mut plan),
         }
         plan
     }
@@ -215,6 +232,8 @@ impl Plan {
         Self {
             seed,
             shape,
+            initial: shape.nodes(),
+            changes: Vec::new(),
             planted: None,
             latency: Slowness::new(&mut rng, 500_000),
             disk: Slowness::new(&mut rng, 100_000),
@@ -483,6 +502,29 @@ fn users(rng: &mut Rng, plan: &mut Plan) {
         t.keys.dedup();
     }
     plan.transactions.sort_by_key(|t| t.at_us);
+}
+
+fn changes(rng: &mut Rng, plan: &mut Plan) {
+    let nodes = plan.shape.nodes();
+    if rng.chance(40) {
+        churn(rng, plan);
+    }
+    plan.initial = nodes - rng.below((nodes - 1) as u64).min(2) as usize;
+    plan.heal_at_us += 1_000_000;
+    let mut later: Vec<Change> = (plan.initial..nodes).map(Change::Add).collect();
+    let mut dropped: Vec<usize> = (0..nodes).collect();
+    for _ in 0..rng.between(u64::from(later.is_empty()), 2) {
+        let which = rng.below(dropped.len() as u64) as usize;
+        later.push(Change::Drop(dropped.swap_remove(which)));
+    }
+    for change in later {
+        let near = match plan.faults.len() as u64 {
+            n @ 1.. if rng.chance(60) => plan.faults[rng.below(n) as usize].0,
+            _ => rng.below(plan.heal_at_us),
+        };
+        plan.changes.push((near / 2 + rng.below(50_000), change));
+    }
+    plan.changes.sort_by_key(|(at, _)| *at);
 }
 
 /// A node crashes, or nobody hears it and it hears nobody.

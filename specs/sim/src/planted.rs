@@ -39,6 +39,10 @@ pub enum Driver {
     EndsFirst,
     /// Nobody looks whether the name of a user's transaction is in use.
     NameUnchecked,
+    /// A clone brings the state file of the node it was made from.
+    CloneVouches,
+    /// Whoever recovers may read a clone's log, which begins at its birth.
+    CloneServesAll,
 }
 
 /// One rule that is broken.
@@ -111,6 +115,10 @@ const fn users(bug: Driver, seeds: u64) -> Case {
     case(Planted::Driver(bug), THREE, Some(Flavour::Users), seeds)
 }
 
+const fn changes(planted: Planted, seeds: u64) -> Case {
+    case(planted, FIVE, Some(Flavour::Changes), seeds)
+}
+
 const THREE: Shape = Shape::Nodes(3);
 const FIVE: Shape = Shape::Nodes(5);
 
@@ -143,12 +151,15 @@ pub const CASES: &[Case] = &[
     driver(Driver::CleanAnyNumber, Shape::Referee, 20),
     driver(Driver::GrantLost, Shape::Referee, 20),
     driver(Driver::UnsyncedIsDurable, THREE, 20),
-    driver(Driver::StateUnsynced, THREE, 100),
+    driver(Driver::StateUnsynced, THREE, 500),
     driver(Driver::NumbersReused, THREE, 50),
     driver(Driver::RollbackIsEvidence, THREE, 1_000),
     case(Planted::Driver(Driver::JournalIgnored), THREE, Some(Flavour::Churn), 2_000),
     driver(Driver::ConfirmedEarly, THREE, 50),
     driver(Driver::UndecidedIgnored, THREE, 50),
+    changes(Planted::Commit(Commit::DroppedRemembered), 20),
+    changes(Planted::Driver(Driver::CloneVouches), 50),
+    changes(Planted::Driver(Driver::CloneServesAll), 2_000),
     users(Driver::UsersUndecided, 100),
     users(Driver::UsersNotRecovered, 100),
     users(Driver::SecondAtOnce, 20),

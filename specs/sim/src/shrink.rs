@@ -1,7 +1,7 @@
 //! Makes a failing history small: leaves out faults, clients, nodes and time as long as the same
 //! invariant fails.
 
-use crate::plan::{Fault, Plan, Shape, Slowness};
+use crate::plan::{Change, Fault, Plan, Shape, Slowness};
 use crate::world::{Verdict, run};
 
 /// A small history in which the same invariant fails.
@@ -49,7 +49,8 @@ pub fn shrink(plan: &Plan, limit: u64) -> Option<Shrunk> {
 impl Shrinker {
     fn weight(&self) -> (usize, usize, usize, u64) {
         let p = &self.best;
-        (p.shape.nodes(), p.faults.len(), p.transactions.len(), p.heal_at_us)
+        let faults = p.faults.len() + p.changes.len();
+        (p.shape.nodes(), faults, p.transactions.len(), p.heal_at_us)
     }
 
     /// Takes the candidate if it still fails in the same way.
@@ -92,6 +93,8 @@ impl Shrinker {
             let last = n - 1;
             let mut plan = self.best.clone();
             plan.shape = Shape::Nodes(last);
+            plan.initial = plan.initial.min(last);
+            plan.changes.retain(|(_, Change::Add(n) | Change::Drop(n))| *n < last);
             let stays = |fault: &Fault| {
                 let (a, b) = fault.nodes();
                 a.is_none_or(|a| a < last) && b.is_none_or(|b| b < last)
@@ -104,8 +107,13 @@ impl Shrinker {
         }
     }
 
-    /// Leaves out a fault with what ends it.
+    /// Leaves out a fault with what ends it, or a change.
     fn drop_faults(&mut self) {
+        for at in (0..self.best.changes.len()).rev() {
+            let mut plan = self.best.clone();
+            plan.changes.remove(at);
+            self.attempt(&plan);
+        }
         let mut at = 0;
         while at < self.best.faults.len() && self.tried < self.limit {
             let begun = self.best.faults[at].1;

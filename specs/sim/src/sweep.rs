@@ -93,6 +93,8 @@ impl Coverage {
             ("settled_commits", self.settled_commits, n / 50),
             ("settled_aborts", self.settled_aborts, if alone { n / 2_000 } else { n / 200 }),
             ("grants", self.grants, if alone { n / 2 } else { 0 }),
+            ("births", self.births, if alone { 0 } else { n / 40 }),
+            ("drops", self.drops, if alone { 0 } else { n / 40 }),
             ("users_prepared", self.users_prepared, n / 20),
             ("users_ended", self.users_ended, n / 30),
         ];

@@ -117,6 +117,8 @@ fn progress_of_an_earlier_generation() -> Plan {
     Plan {
         seed: 2_000_246,
         shape: Shape::Nodes(3),
+        initial: 3,
+        changes: Vec::new(),
         planted: None,
         latency: Slowness { percent: 6, max_us: 39_731 },
         disk: Slowness { percent: 23, max_us: 10_000 },

@@ -65,6 +65,9 @@ fn what_was_found_once_stays_mended() {
         (185, Shape::Referee),
         (678, Shape::Nodes(5)),
         (112_518, Shape::Nodes(5)),
+        (200_185, Shape::Nodes(3)),
+        (200_969, Shape::Nodes(5)),
+        (201_081, Shape::Nodes(3)),
     ];
     for (seed, shape) in found {
         assert_eq!(run(&Plan::new(seed, shape), false).violation, None, "seed {seed} {shape:?}");

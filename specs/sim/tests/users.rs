@@ -1,6 +1,6 @@
 //! Users' two-phase transactions: what their users are told, in histories written by hand.
 
-use mtm_sim::{Coverage, Fault, Plan, Shape, Transaction, UserWord, run};
+use mtm_sim::{Coverage, Fault, Flavour, Plan, Shape, Slowness, Transaction, UserWord, run};
 
 fn says(at_ms: u64, node: usize, keys: &[u8], user: UserWord) -> Transaction {
     Transaction {
@@ -14,8 +14,10 @@ fn says(at_ms: u64, node: usize, keys: &[u8], user: UserWord) -> Transaction {
 }
 
 fn history(shape: Shape, faults: &[(u64, Fault)], transactions: Vec<Transaction>) -> Coverage {
-    let mut plan = Plan::new(1, shape);
+    let mut plan = Plan::flavoured(1, shape, Flavour::Wild);
     plan.refusals = 0;
+    let quick = Slowness { percent: 0, max_us: 0 };
+    (plan.latency, plan.disk, plan.write) = (quick, quick, quick);
     plan.heal_at_us = 4_000_000;
     plan.faults = faults.iter().map(|(ms, fault)| (ms * 1_000, *fault)).collect();
     plan.transactions = transactions;

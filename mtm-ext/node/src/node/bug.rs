@@ -2,7 +2,7 @@
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::NoBarrier,
         Self::DecideRace,
         Self::SwitchKeep,
@@ -21,6 +21,7 @@ impl Bug {
         Self::OldProgress,
         Self::GiveUpAborts,
         Self::DropEarly,
+        Self::DroppedRemembered,
     ];
 }
 
@@ -63,4 +64,6 @@ pub enum Bug {
     GiveUpAborts,
     /// Recovery drops what is undecided when it begins, not when it conflicts.
     DropEarly,
+    /// What a dropped node has begun waits for that node's word about its progress.
+    DroppedRemembered,
 }

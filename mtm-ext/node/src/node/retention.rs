@@ -15,6 +15,9 @@ use mtm_paxos::commit::{Participant, ParticipantState};
 /// Per origin a number: everything of it below that number.
 pub type Below = [Xid; MAX_NODES as usize];
 
+/// Everything of a node that says nothing any more.
+const NO_MORE: Xid = Xid(u64::MAX);
+
 /// Nothing of anybody.
 const NOTHING: Below = [Xid(0); MAX_NODES as usize];
 
@@ -80,10 +83,6 @@ impl Retention {
             *mine = (*mine).max(*theirs);
         }
     }
-
-    fn origin_finished(&self, origin: NodeId) -> Xid {
-        self.said[origin.index()].1[origin.index()]
-    }
 }
 
 /// Whether the outcome is of no concern to this node any more, given that the origin has
@@ -128,10 +127,28 @@ impl Node<'_> {
         self.table.entry(gid, || Entry::new(Role::Peer(Participant::new()))).ok()
     }
 
+    /// What a node says that was dropped and does not say anything any more: it announces nothing
+    /// in a generation without it, so below what others have of it all is known (specs/adr/0112).
+    fn dropped(&self) -> NodeSet {
+        if self.planted(Bug::DroppedRemembered) {
+            return NodeSet::EMPTY;
+        }
+        NodeSet::first(MAX_NODES)
+            .difference(self.core.membership.current().generation.configured.nodes)
+    }
+
+    fn origin_finished(&self, origin: NodeId) -> Xid {
+        if self.dropped().contains(origin) {
+            return NO_MORE;
+        }
+        self.core.retention.said[origin.index()].1[origin.index()]
+    }
+
     /// Below what this node, ONLINE, has finished everything.
     fn finished_below(&mut self) -> Below {
         let me = self.me();
-        let retention = &mut self.core.retention;
+        let dropped = self.dropped();
+        let retention = &self.core.retention;
         let num = self.core.membership.current().generation.num;
         // Numbers are consecutive: none below will be announced any more.
         let own = retention.durable.max(retention.forgotten[me.index()]);
@@ -140,14 +157,22 @@ impl Node<'_> {
             *below = retention.said[i].1[i].max(retention.forgotten[i]);
         }
         below[me.index()] = own;
+        let mut highest = NOTHING;
+        for (gid, _) in self.table.iter().filter(|(gid, _)| dropped.contains(gid.origin)) {
+            let highest = &mut highest[gid.origin.index()];
+            *highest = Xid(gid.xid.0 + 1).max(*highest);
+        }
+        for origin in dropped {
+            let highest = highest[origin.index()];
+            below[origin.index()] = if highest > Xid(0) { highest } else { NO_MORE };
+        }
         for (gid, entry) in self.table.iter() {
             let i = gid.origin.index();
-            if gid.xid < below[i] && !is_finished(gid, entry, retention.origin_finished(gid.origin))
-            {
+            if gid.xid < below[i] && !is_finished(gid, entry, self.origin_finished(gid.origin)) {
                 below[i] = gid.xid;
             }
         }
-        retention.said[me.index()] = (num, below);
+        self.core.retention.said[me.index()] = (num, below);
         below
     }
 
@@ -159,9 +184,11 @@ impl Node<'_> {
         let below = self.finished_below();
         let busy = !self.table.is_empty();
         let retention = &mut self.core.retention;
-        if busy || retention.asked || below != retention.last_said {
+        // Of whom nobody has anything there is no news.
+        let news = below.map(|xid| if xid == NO_MORE { Xid(0) } else { xid });
+        if busy || retention.asked || news != retention.last_said {
             retention.asked = false;
-            retention.last_said = below;
+            retention.last_said = news;
             let current = self.core.membership.current().generation;
             let message = PeerMessage::Progress { num: current.num, busy, below };
             let to = current.members.without(self.me());
@@ -193,7 +220,7 @@ impl Node<'_> {
 
     fn forget_finished(&mut self, out: &mut Outbox<Effect>) {
         let current = self.core.membership.current().generation;
-        let mut all = [Xid(u64::MAX); MAX_NODES as usize];
+        let mut all = [NO_MORE; MAX_NODES as usize];
         let alone = NodeSet::only(self.me());
         let members = if self.planted(Bug::ForgetEarly) { alone } else { current.members };
         for member in members {
@@ -205,16 +232,19 @@ impl Node<'_> {
                 *least = (*least).min(*said);
             }
         }
+        // Where nobody has anything there is nothing to forget: a node may be configured later.
+        for least in all.iter_mut().filter(|least| **least == NO_MORE) {
+            *least = Xid(0);
+        }
         self.core.retention.forget(&all);
         self.sweep(out);
     }
 
     /// Removes what is finished and below the watermark.
     fn sweep(&mut self, out: &mut Outbox<Effect>) {
-        let retention = self.core.retention;
         let gone = |(gid, e): &(&Gid, &Entry)| {
-            gid.xid < retention.forgotten[gid.origin.index()]
-                && is_finished(gid, e, retention.origin_finished(gid.origin))
+            gid.xid < self.core.retention.forgotten[gid.origin.index()]
+                && is_finished(gid, e, self.origin_finished(gid.origin))
         };
         let gone: smallvec::SmallVec<[Gid; 32]> =
             self.table.iter().filter(gone).map(|(gid, _)| *gid).collect();

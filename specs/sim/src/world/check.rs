@@ -29,8 +29,10 @@ impl World {
             let what = format!("n{} is online in {} and lacks {gid}", i + 1, num.0);
             self.oracle.violated("OnlineHoldsAll", what);
         }
+        let members = self.members();
         let hosts = &self.hosts;
-        self.oracle.pending.retain(|gid| hosts.iter().any(|h| !h.db.committed.contains(gid)));
+        let lacks = |gid: &Gid| members.iter().any(|&i| !hosts[i].db.committed.contains(gid));
+        self.oracle.pending.retain(lacks);
     }
 
     /// At most one node serves alone (TLA+ `OneGrant`).
@@ -48,7 +50,8 @@ impl World {
     pub(super) fn check_acked(&mut self, gid: Gid) {
         let lack = (0..self.hosts.len()).filter(|&i| !self.hosts[i].db.holds(&gid)).map(node);
         let lack: mtm_core::NodeSet = lack.collect();
-        if lack.is_majority_of(self.all()) && self.hosts.len() > 2 {
+        let configured = self.configured();
+        if lack.intersection(configured).is_majority_of(configured) && configured.len() > 2 {
             self.oracle
                 .violated("AckedDurable", format!("{gid} is acknowledged and not on {lack}"));
         }
@@ -74,10 +77,12 @@ impl World {
 
     /// Whether everything is as it should be when nothing disturbs; what is not.
     pub(super) fn converged(&mut self) -> Result<(), String> {
-        let num = self.current(0).generation.num;
-        for i in 0..self.hosts.len() {
+        let (members, all) = (self.members(), self.configured());
+        let first = members[0];
+        let num = self.current(first).generation.num;
+        for &i in &members {
             let current = self.current(i).generation;
-            if !self.serves(i) || current.num != num || current.members != self.all() {
+            if !self.serves(i) || current.num != num || current.members != all {
                 let status = self.hosts[i].core.membership().status();
                 return Err(format!("n{} is {status:?} in {current:?}", i + 1));
             }
@@ -106,10 +111,9 @@ impl World {
                 return Err(format!("n{} has {gid} open: {entry:?}", i + 1));
             }
         }
-        let differ =
-            (1..self.hosts.len()).find(|&i| self.hosts[i].db.rows != self.hosts[0].db.rows);
+        let differ = members.iter().find(|&&i| self.hosts[i].db.rows != self.hosts[first].db.rows);
         match differ {
-            Some(i) => Err(format!("n{} and n1 differ", i + 1)),
+            Some(i) => Err(format!("n{} and n{} differ", i + 1, first + 1)),
             None => self.users_agree(),
         }
     }
@@ -123,15 +127,17 @@ impl World {
 
     /// In the end every node has forgotten every transaction.
     pub(super) fn forgotten(&mut self) -> Result<(), String> {
-        for i in 0..self.hosts.len() {
+        let members = self.members();
+        for &i in &members {
             let host = &mut self.hosts[i];
             let machine = Node::new(&mut host.core, &mut host.slots);
             if let Some((gid, entry)) = machine.transactions().next() {
                 return Err(format!("n{} does not forget {gid}: {entry:?}", i + 1));
             }
         }
-        let probes = PROBE_ROW..PROBE_ROW + self.hosts.len() as u8;
-        let unwritten = probes.into_iter().find(|row| !self.hosts[0].db.rows.contains_key(row));
+        let rows = &self.hosts[members[0]].db.rows;
+        let mut probes = members.iter().map(|&i| PROBE_ROW + i as u8);
+        let unwritten = probes.find(|row| !rows.contains_key(row));
         match unwritten {
             Some(row) => Err(format!("the last transaction of row {row} is not there")),
             None => Ok(()),
@@ -144,9 +150,10 @@ impl World {
             return;
         }
         self.users_ended_by_decision();
+        let first = self.members()[0];
         let told: Vec<(Gid, Told)> = self.oracle.told.iter().map(|(g, t)| (*g, *t)).collect();
         for (gid, told) in told {
-            let there = self.hosts[0].db.committed.contains(&gid);
+            let there = self.hosts[first].db.committed.contains(&gid);
             match told {
                 Told::Committed => {
                     self.coverage.committed += 1;

@@ -23,9 +23,10 @@ impl World {
     /// When everything is quiet again, every node commits one more transaction.
     pub(super) fn probe(&mut self) {
         self.probed = true;
-        for node in 0..self.hosts.len() {
+        let members = self.members();
+        for &node in &members {
             let keys = vec![PROBE_ROW + node as u8];
-            if self.hosts[0].db.rows.contains_key(&keys[0]) {
+            if self.hosts[members[0]].db.rows.contains_key(&keys[0]) {
                 continue;
             }
             self.start(Transaction {

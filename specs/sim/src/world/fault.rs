@@ -94,7 +94,7 @@ impl World {
     }
 
     pub(super) fn restart(&mut self, i: usize) {
-        if self.hosts[i].up {
+        if self.hosts[i].up || !self.hosts[i].born {
             return;
         }
         self.hosts[i].up = true;

@@ -4,7 +4,7 @@ use super::node;
 use crate::database::{Body, Database, Key, Owner};
 use crate::plan::{Plan, Shape, UserWord};
 use crate::planted::Planted;
-use mtm_core::{Gid, Instant, LocalXid, NodeId, NodeSet, Token};
+use mtm_core::{GenNum, Gid, Instant, LocalXid, NodeId, NodeSet, Token};
 use mtm_generations::{Membership, Message, Record, Timing};
 use mtm_node::table::Slot;
 use mtm_node::user::{Operation, User, Users};
@@ -64,7 +64,7 @@ pub(crate) enum Task {
 /// A recovery under way.
 #[derive(Clone, Debug)]
 pub(crate) struct Recovery {
-    pub(crate) num: mtm_core::GenNum,
+    pub(crate) num: GenNum,
     pub(crate) donors: NodeSet,
     pub(crate) donor: Option<usize>,
     /// Next record of the donor's WAL.
@@ -96,10 +96,16 @@ pub(crate) struct Host {
     pub(crate) parked: Vec<super::Event>,
     /// What its clock shows more than the world's.
     pub(crate) clock: u64,
+    /// It exists: a node that is added later does not yet.
+    pub(crate) born: bool,
+    /// A clone: in which generation, and where its own log begins.
+    pub(crate) birth: Option<(GenNum, usize)>,
+    /// Which peers' logs reach back to where this node needs them.
+    pub(crate) known: Vec<bool>,
     /// Up to where it has everything of each peer's WAL: what that peer keeps for it.
     pub(crate) confirmed: Vec<usize>,
     /// Where it reads on while it is no member.
-    pub(crate) catching_up: Option<(mtm_core::GenNum, usize, usize)>,
+    pub(crate) catching_up: Option<(GenNum, usize, usize)>,
     /// Counts restarts: what an earlier life had begun does not go on.
     pub(crate) life: u64,
     pub(crate) core: Core,
@@ -145,9 +151,12 @@ pub(crate) struct Host {
 impl Host {
     pub(crate) fn new(i: usize, plan: &Plan, seed: u64) -> Self {
         let n = plan.shape.nodes();
-        let state = Record::initial(node(i), 1, NodeSet::first(n as u8));
+        let state = Record::initial(node(i), 1, NodeSet::first(plan.initial as u8));
         Self {
-            up: true,
+            up: i < plan.initial,
+            born: i < plan.initial,
+            birth: None,
+            known: (0..n).map(|peer| peer < plan.initial).collect(),
             frozen: false,
             parked: Vec::new(),
             clock: CLOCK_US + seed % CLOCK_US,

@@ -1,6 +1,7 @@
 //! The simulated world: virtual time, hosts, network, clients.
 
 mod apply;
+mod change;
 mod check;
 mod client;
 mod effect;
@@ -74,11 +75,15 @@ pub struct Coverage {
     pub users_prepared: u64,
     /// ... that they know to be ended.
     pub users_ended: u64,
+    /// Nodes that were added.
+    pub births: u64,
+    /// Nodes that were dropped.
+    pub drops: u64,
 }
 
 impl Coverage {
     /// The number of each thing, with its name.
-    pub fn counts(&self) -> [(&'static str, u64); 23] {
+    pub fn counts(&self) -> [(&'static str, u64); 25] {
         [
             ("histories", self.histories),
             ("steps", self.steps),
@@ -103,6 +108,8 @@ impl Coverage {
             ("grants", self.grants),
             ("users_prepared", self.users_prepared),
             ("users_ended", self.users_ended),
+            ("births", self.births),
+            ("drops", self.drops),
         ]
     }
 
@@ -132,6 +139,8 @@ impl Coverage {
             grants,
             users_prepared,
             users_ended,
+            births,
+            drops,
         } = self;
         *histories += o.histories;
         *steps += o.steps;
@@ -156,6 +165,8 @@ impl Coverage {
         *grants += o.grants;
         *users_prepared += o.users_prepared;
         *users_ended += o.users_ended;
+        *births += o.births;
+        *drops += o.drops;
     }
 }
 
@@ -237,6 +248,10 @@ pub(crate) enum Event {
     Op(usize, u64, Op),
     Begin(usize),
     Fault(usize),
+    /// The administrator tries a change for the so-manieth time.
+    Change(usize, u64),
+    /// Looks for configured nodes that do not exist yet.
+    Births,
 }
 
 pub(crate) struct World {
@@ -258,6 +273,8 @@ pub(crate) struct World {
     coverage: Coverage,
     trace: Fnv,
     story: Option<Vec<Moment>>,
+    /// Nodes that were ever configured.
+    ever: NodeSet,
     /// What was told last of each node's generation.
     told_generation: Vec<(GenNum, bool)>,
 }
@@ -297,13 +314,11 @@ impl World {
             coverage: Coverage { histories: 1, ..Coverage::default() },
             trace: Fnv::default(),
             story: tell.then(Vec::new),
+            ever: NodeSet::first(plan.initial as u8),
             told_generation: vec![(GenNum(0), false); n],
             plan,
         };
-        for i in 0..n {
-            world.op(i, 0, Op::Poll);
-            world.schedule_wake(i);
-        }
+        world.start_changes();
         for (at, which) in world.plan.faults.iter().map(|(at, _)| *at).zip(0..).collect::<Vec<_>>()
         {
             world.at(at, Event::Fault(which));
@@ -364,7 +379,7 @@ impl World {
             Event::Arrive(_, to, ..) | Event::Item { to, .. } => Some(*to),
             Event::Decode(from, _) => Some(*from),
             Event::Wake(i, _) | Event::Op(i, ..) => Some(*i),
-            Event::Begin(_) | Event::Fault(_) => None,
+            Event::Begin(_) | Event::Fault(_) | Event::Change(..) | Event::Births => None,
         }
     }
 
@@ -398,6 +413,8 @@ impl World {
                 }
             }
             Event::Begin(which) => self.begin(which),
+            Event::Change(which, tries) => self.change(which, tries),
+            Event::Births => self.births(),
             Event::Fault(which) => {
                 let fault = self.plan.faults[which].1;
                 if !self.healing {
@@ -472,6 +489,7 @@ impl World {
         }
         self.schedule_wake(i);
         self.tell_generation(i);
+        self.note_configured(i);
         self.check_host(i);
     }
 

@@ -51,7 +51,11 @@ impl World {
     fn read_ahead(&mut self, i: usize) {
         let num = self.current(i).generation.num;
         let usable = |d: usize| {
-            d != i && self.linked(d, i) && self.serves(d) && self.current(d).generation.num == num
+            d != i
+                && self.hosts[i].known[d]
+                && self.linked(d, i)
+                && self.serves(d)
+                && self.current(d).generation.num == num
         };
         let from = match self.hosts[i].catching_up {
             Some(same) if same.0 == num && usable(same.1) => Some(same),
@@ -84,7 +88,7 @@ impl World {
     /// whatever origin, that is not durable here. The peer's slot moves there some time later.
     pub(super) fn confirm(&mut self, i: usize) {
         for peer in (0..self.hosts.len()).filter(|&p| p != i) {
-            if !self.linked(peer, i) || !self.rng.chance(20) {
+            if !self.linked(peer, i) || !self.rng.chance(20) || !self.get_to_know(i, peer) {
                 continue;
             }
             let (mine, wal) = (&self.hosts[i].db.committed, &self.hosts[peer].db);
@@ -159,7 +163,10 @@ impl World {
     fn donor(&mut self, i: usize) -> Option<(usize, usize)> {
         let recovery = self.hosts[i].recovery.as_ref()?;
         let (num, donors, old) = (recovery.num, recovery.donors, recovery.donor);
-        let usable = |d: usize| self.linked(d, i).then(|| self.parallel_safe(d, num)).flatten();
+        let usable = |d: usize| {
+            let may = self.linked(d, i) && self.hosts[i].known[d];
+            may.then(|| self.parallel_safe(d, num)).flatten()
+        };
         if let Some(end) = old.and_then(usable) {
             return old.map(|d| (d, end));
         }

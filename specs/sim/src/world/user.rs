@@ -232,10 +232,12 @@ impl World {
     /// In the end all nodes have the same, and what is gone was ended by a decided operation (TLA+
     /// `UserAgreement`).
     pub(super) fn users_agree(&self) -> Result<(), String> {
-        let first = &self.hosts[0].db;
-        for (i, host) in self.hosts.iter().enumerate() {
+        let members = self.members();
+        let first = &self.hosts[members[0]].db;
+        for i in members {
+            let host = &self.hosts[i];
             if host.db.users != first.users || host.db.users_ended != first.users_ended {
-                return Err(format!("n{} and n1 differ in what users have prepared", i + 1));
+                return Err(format!("n{} differs in what users have prepared", i + 1));
             }
         }
         let ending = first.users.iter().find(|(_, user)| user.ending.is_some());
@@ -247,7 +249,7 @@ impl World {
 
     /// Whether each user's transaction that ended did so by a committed second operation.
     pub(super) fn users_ended_by_decision(&mut self) {
-        let ended = self.hosts[0].db.users_ended.clone();
+        let ended = self.hosts[self.members()[0]].db.users_ended.clone();
         for (first, decree) in ended {
             let second = self.oracle.seconds.get(&first);
             let word = second.and_then(|gid| self.oracle.operations.get(gid)).copied();

@@ -72,6 +72,11 @@ COMMENT ON FUNCTION mtm.alter_sequences() IS 'gives every node its share of ever
 REVOKE ALL ON FUNCTION mtm.sequence_floors(), mtm.alter_sequences(),
     mtm.adjust_sequences(text[], bigint[], bigint[]) FROM PUBLIC;
 
+-- Messages in the log tell the nodes what is announced, decided and finished. Whoever could write
+-- some of his own could make transactions up.
+REVOKE ALL ON FUNCTION pg_catalog.pg_logical_emit_message(boolean, text, text),
+    pg_catalog.pg_logical_emit_message(boolean, text, bytea) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION mtm.init_cluster(text, text[]), mtm.check_connection(text, text),
     mtm.prepare_node(text, int, text[]), mtm.activate_node(), mtm.unconfigure_node(), mtm.nodes()
     FROM PUBLIC;

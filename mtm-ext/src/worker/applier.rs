@@ -7,7 +7,7 @@ use crate::pg::bgworker::{self, Caught};
 use crate::pg::rows::Applier;
 use crate::pg::shmem::{self, WorkerSlot};
 use crate::pg::{pipe, proc, segment, twophase, walwake, xact};
-use crate::{cluster, dmq, machine};
+use crate::{cluster, dmq, health, machine};
 use core::panic::AssertUnwindSafe;
 use core::sync::atomic::Ordering;
 use mtm_core::{Gid, NodeId};
@@ -289,6 +289,7 @@ fn prepared(gid: &Gid, worker: proc::ProcNo) {
     if cluster::is_users(gid) {
         return users::prepared(gid, worker);
     }
+    health::prepared();
     machine::feed_after(Input::PrepareDurable(*gid), |state| {
         if let Some(note) = state.notes.get_mut(gid) {
             note.worker = worker;
@@ -308,6 +309,7 @@ fn await_decision(gid: &Gid) {
 fn failed(gid: &Gid, caught: &Caught) {
     let lost = caught.sqlstate == CANCELED;
     let caught = if lost { lost_conflict(gid) } else { caught.clone() };
+    health::refused(&caught);
     if cluster::is_users(gid) {
         return users::failed(gid, &caught);
     }

@@ -2,7 +2,7 @@
 //! heartbeats, campaigns, who is heard, from whom to recover.
 
 use crate::pg::{bgworker, message, proc, shmem, sqlrun, wal, xact};
-use crate::{cluster, dmq, durable, guc, machine};
+use crate::{cluster, dmq, durable, guc, health, machine};
 use core::sync::atomic::Ordering;
 use mtm_core::{Instant, Lsn, Machine, NodeId, NodeSet};
 use mtm_generations::{Input as Generation, Membership, Record, StatusInGeneration, Timing};
@@ -28,6 +28,8 @@ struct Campaigner {
     timing: Timing,
     connected: NodeSet,
     caught_up: bool,
+    /// What the machine was told; an earlier campaigner may have told it something else.
+    withdrawn: Option<bool>,
     housekeeping: Instant,
     checkpoint: Instant,
     syncpoint: Lsn,
@@ -49,6 +51,7 @@ pub fn run() {
         timing: timing(),
         connected: NodeSet::EMPTY,
         caught_up: false,
+        withdrawn: None,
         housekeeping: now,
         checkpoint: now.plus_us(CHECKPOINT_US),
         syncpoint: Lsn(0),
@@ -98,6 +101,7 @@ impl Campaigner {
     fn turn(&mut self) {
         let now = proc::now();
         self.follow_settings();
+        self.follow_health();
         self.listen();
         if machine::look(|node| node.deadline()).flatten().is_some_and(|at| at <= now) {
             machine::generation(Generation::Wake);
@@ -129,6 +133,15 @@ impl Campaigner {
         if timing != self.timing {
             self.timing = timing;
             machine::generation(Generation::Timing(timing));
+        }
+    }
+
+    /// A node that something is wrong with leaves by itself, as long as it is.
+    fn follow_health(&mut self) {
+        let unfit = health::is_unfit();
+        if self.withdrawn != Some(unfit) {
+            self.withdrawn = Some(unfit);
+            machine::generation(Generation::Withdrawn(unfit));
         }
     }
 

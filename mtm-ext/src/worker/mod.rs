@@ -4,6 +4,7 @@ mod applier;
 mod campaigner;
 mod conflict;
 mod finish;
+mod health;
 mod inbox;
 mod monitor;
 mod receiver;
@@ -14,6 +15,7 @@ mod spill;
 mod users;
 mod wire;
 
+pub use health::FEW_REFUSALS;
 pub use inbox::{accept_pipe, reply};
 
 use crate::pg::bgworker::{self, Kind};
@@ -30,6 +32,7 @@ pub fn run(kind: Kind) {
         Kind::Campaigner => campaigner::run(),
         Kind::Sender => sender::run(),
         Kind::Resolver => resolver::run(),
+        Kind::Health => health::run(),
         Kind::Receiver(node) => receiver::run(node),
         Kind::Applier(slot) => applier::run(slot),
     }

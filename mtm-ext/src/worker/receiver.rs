@@ -11,7 +11,7 @@ use crate::pg::proc::{self, ProcNo};
 use crate::pg::shmem;
 use crate::pg::waitset::{WaitSet, Watch};
 use crate::pg::{pipe, segment, xact};
-use crate::{cluster, dmq, guc, machine};
+use crate::{cluster, dmq, guc, health, machine};
 use core::sync::atomic::Ordering;
 use mtm_core::{Gid, Instant, Lsn, NodeId};
 use mtm_dmq::ring::Ring;
@@ -462,6 +462,7 @@ impl Receiver {
     fn refuse(&mut self, gid: Gid, lsn: Lsn, sqlstate: [u8; 5], why: &str) {
         self.received = self.received.max(lsn);
         let caught = Caught { sqlstate, message: why.to_owned(), detail: String::new() };
+        health::refused(&caught);
         if cluster::is_users(&gid) {
             if users::delivered(gid, lsn) == Some(Delivery::Apply) {
                 users::failed(&gid, &caught);

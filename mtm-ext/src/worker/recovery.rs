@@ -6,6 +6,7 @@
 
 use super::spill::{self, Incoming, Rows, Task};
 use super::{finish, resolver};
+use crate::health::{self, Cause};
 use crate::machine;
 use crate::pg::bgworker::{self, Caught};
 use crate::pg::rows::Applier;
@@ -267,7 +268,7 @@ impl Replay {
             if &caught.sqlstate != b"57014" {
                 self.complain(&caught);
                 if !core::mem::replace(&mut withdrawn, true) {
-                    machine::generation(Generation::Withdrawn(true));
+                    health::set(Cause::Replay, &self.why_not(&caught));
                 }
                 proc::wait(None, Some(AGAIN_US));
             }
@@ -275,8 +276,16 @@ impl Replay {
         }
         if withdrawn {
             self.complained.clear();
-            machine::generation(Generation::Withdrawn(false));
+            health::clear(Cause::Replay);
         }
+    }
+
+    fn why_not(&self, caught: &Caught) -> String {
+        format!(
+            "could not replay what node {} committed: {}; it is tried again every second, remove \
+             the cause (repair a row under application_name mtm_admin)",
+            self.donor, caught.message
+        )
     }
 
     fn complain(&mut self, caught: &Caught) {
@@ -421,7 +430,11 @@ impl Replay {
 pub fn at_exit() {
     let me = proc::my_procno();
     let header = shmem::header();
-    if header.replayer.compare_exchange(me, proc::NO_PROC, Ordering::AcqRel, Ordering::Acquire).is_err() {
+    if header
+        .replayer
+        .compare_exchange(me, proc::NO_PROC, Ordering::AcqRel, Ordering::Acquire)
+        .is_err()
+    {
         return;
     }
     let begun = shmem::node(|state| {

@@ -9,6 +9,7 @@ mod commit;
 pub mod compare;
 mod conflicts;
 mod ddl;
+mod failing;
 mod features;
 mod foreign;
 mod identities;
@@ -86,6 +87,7 @@ const GROUPS: &[&[Check]] = &[
     local::CHECKS,
     objects::CHECKS,
     peers::CHECKS,
+    failing::CHECKS,
     settings::CHECKS,
 ];
 

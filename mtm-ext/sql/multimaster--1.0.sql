@@ -40,6 +40,12 @@ CREATE FUNCTION mtm.nodes(
     LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nodes_wrapper';
 COMMENT ON FUNCTION mtm.nodes() IS 'all nodes of the cluster as this one sees them';
 
+CREATE FUNCTION mtm.return_to_cluster() RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'return_to_cluster_wrapper';
+COMMENT ON FUNCTION mtm.return_to_cluster() IS
+    'lets this node come back after its data differed and were repaired';
+REVOKE ALL ON FUNCTION mtm.return_to_cluster() FROM PUBLIC;
+
 CREATE VIEW mtm.cluster_nodes AS SELECT id, conninfo, is_self FROM mtm.nodes();
 
 CREATE FUNCTION mtm.make_table_local(relation regclass) RETURNS void
@@ -82,4 +88,29 @@ REVOKE ALL ON FUNCTION mtm.init_cluster(text, text[]), mtm.check_connection(text
     FROM PUBLIC;
 REVOKE ALL ON PROCEDURE mtm.dmq_receive(int, text) FROM PUBLIC;
 REVOKE ALL ON mtm.cluster_nodes FROM PUBLIC;
+
+CREATE VIEW mtm.retained_wal AS
+    SELECT n.id, s.slot_name, s.active,
+           CASE WHEN s.slot_name IS NULL OR s.restart_lsn IS NULL THEN 'lost'
+                WHEN l.most > 0 AND r.bytes > l.most THEN 'over the limit'
+                ELSE 'kept' END AS state,
+           r.bytes, nullif(l.most, -1048576) AS bytes_allowed
+      FROM mtm.cluster_nodes n
+      LEFT JOIN pg_catalog.pg_replication_slots s
+        ON s.slot_name = CASE WHEN n.is_self THEN 'mtm_self' ELSE 'mtm_slot_' || n.id END
+     CROSS JOIN LATERAL (SELECT pg_catalog.pg_wal_lsn_diff(
+           pg_catalog.pg_current_wal_insert_lsn(), s.restart_lsn)::int8 AS bytes) r
+     CROSS JOIN LATERAL (SELECT setting::int8 * 1048576 AS most FROM pg_catalog.pg_settings
+                          WHERE name = 'multimaster.max_retained_wal') l;
+COMMENT ON VIEW mtm.retained_wal IS
+    'how much of this node''s write-ahead log is kept for each node';
+COMMENT ON COLUMN mtm.retained_wal.id IS 'node for which it is kept';
+COMMENT ON COLUMN mtm.retained_wal.slot_name IS 'replication slot that keeps it';
+COMMENT ON COLUMN mtm.retained_wal.active IS 'whether that node is receiving';
+COMMENT ON COLUMN mtm.retained_wal.state IS
+    'kept, over the limit, or lost: that node must be made anew';
+COMMENT ON COLUMN mtm.retained_wal.bytes IS 'log kept for it, in bytes';
+COMMENT ON COLUMN mtm.retained_wal.bytes_allowed IS
+    'multimaster.max_retained_wal in bytes; null if there is no limit';
+REVOKE ALL ON mtm.retained_wal FROM PUBLIC;
 GRANT USAGE ON SCHEMA mtm TO PUBLIC;

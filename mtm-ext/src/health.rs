@@ -27,11 +27,6 @@ pub enum Cause {
 /// How many causes there are.
 pub const CAUSES: usize = 4;
 
-impl Cause {
-    /// All of them, in the order of their numbers.
-    pub const ALL: [Self; CAUSES] = [Self::System, Self::Replay, Self::Differs, Self::LogLost];
-}
-
 /// A cause that holds.
 #[derive(Clone, Copy)]
 pub struct Standing {
@@ -67,8 +62,6 @@ pub struct Suspect {
     pub text: Text<300>,
     /// Distinct transactions that were refused for it.
     pub refused: u32,
-    /// When the first of them was.
-    pub first: Instant,
     /// When the last of them was.
     pub last: Instant,
     /// How to look for the row on any node: an SQL query that returns the row's digest.
@@ -127,6 +120,13 @@ pub fn set(cause: Cause, why: &str) {
         pgrx::log!("multimaster: this node leaves the cluster by itself: {why}");
         proc::wake(shmem::header().campaigner.load(Ordering::Acquire));
     }
+}
+
+/// At the start: what a restart does not change.
+pub fn load() {
+    let Some((kind, why)) = crate::durable::stays_out() else { return };
+    let cause = if kind == "differs" { Cause::Differs } else { Cause::LogLost };
+    set(cause, &why);
 }
 
 /// Clears a cause.
@@ -241,7 +241,7 @@ pub fn suspect(text: &str, query: &str) {
                 place
             }
         };
-        let fresh = Suspect { text, refused: 0, first: now, last: now, query };
+        let fresh = Suspect { text, refused: 0, last: now, query };
         let suspect = place.get_or_insert(fresh);
         if now.since(suspect.last) > TOGETHER_US {
             *suspect = fresh;

@@ -45,6 +45,7 @@ pub fn run() {
     if header.started.load(Ordering::Acquire) == 0 {
         begin(me);
     }
+    health::load();
     let now = proc::now();
     let mut campaigner = Campaigner {
         me,

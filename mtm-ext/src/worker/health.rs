@@ -4,7 +4,7 @@
 //! A node that refuses transactions for its own sake, again and again, keeps all others from
 //! committing. It leaves by itself then, and comes back when the cause is gone.
 
-use super::spill;
+use super::{divergence, retention, spill};
 use crate::health::{self, Cause, Refusals};
 use crate::pg::{bgworker, proc, shmem, sqlrun, xact};
 use crate::{guc, machine};
@@ -31,6 +31,7 @@ struct Watch {
     /// When it left last.
     left: Option<Instant>,
     stay_out_us: u64,
+    retention: retention::Watch,
 }
 
 /// Runs until the server stops.
@@ -40,11 +41,14 @@ pub fn run() {
     xact::set_applying();
     header.health.store(proc::my_procno(), Ordering::Release);
     let Some(me) = header.me() else { return };
-    let mut watch = Watch { left: None, stay_out_us: STAY_OUT_US };
+    let mut watch =
+        Watch { left: None, stay_out_us: STAY_OUT_US, retention: retention::Watch::new() };
     bgworker::report_idle();
     loop {
         bgworker::handle_signals();
         watch.look(me);
+        divergence::look();
+        watch.retention.look(me);
         proc::wait(None, Some(LOOK_US));
     }
 }

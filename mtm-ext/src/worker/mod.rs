@@ -3,6 +3,7 @@
 mod applier;
 mod campaigner;
 mod conflict;
+mod divergence;
 mod finish;
 mod health;
 mod inbox;
@@ -10,6 +11,7 @@ mod monitor;
 mod receiver;
 mod recovery;
 mod resolver;
+mod retention;
 mod sender;
 mod spill;
 mod users;

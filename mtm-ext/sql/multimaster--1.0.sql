@@ -46,6 +46,11 @@ CREATE FUNCTION mtm.transaction_table(OUT used int, OUT places int, OUT next_num
     LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'transaction_table_wrapper';
 COMMENT ON FUNCTION mtm.transaction_table() IS
     'how many transactions this node keeps in mind, and the number of its next one';
+CREATE FUNCTION mtm.return_to_cluster() RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'return_to_cluster_wrapper';
+COMMENT ON FUNCTION mtm.return_to_cluster() IS
+    'lets this node come back after its data differed and were repaired';
+REVOKE ALL ON FUNCTION mtm.return_to_cluster() FROM PUBLIC;
 
 CREATE VIEW mtm.cluster_nodes AS SELECT id, conninfo, is_self FROM mtm.nodes();
 COMMENT ON VIEW mtm.cluster_nodes IS 'all nodes of the cluster and how they are reached';
@@ -152,10 +157,40 @@ COMMENT ON FUNCTION mtm.alter_sequences() IS 'gives every node its share of ever
 REVOKE ALL ON FUNCTION mtm.sequence_floors(), mtm.alter_sequences(),
     mtm.adjust_sequences(text[], bigint[], bigint[]) FROM PUBLIC;
 
+-- Messages in the log tell the nodes what is announced, decided and finished. Whoever could write
+-- some of his own could make transactions up.
+REVOKE ALL ON FUNCTION pg_catalog.pg_logical_emit_message(boolean, text, text),
+    pg_catalog.pg_logical_emit_message(boolean, text, bytea) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION mtm.init_cluster(text, text[]), mtm.check_connection(text, text),
     mtm.prepare_node(text, int, text[]), mtm.activate_node(), mtm.unconfigure_node(), mtm.nodes()
     FROM PUBLIC;
 REVOKE ALL ON PROCEDURE mtm.dmq_receive(int, text) FROM PUBLIC;
 REVOKE ALL ON mtm.cluster_nodes FROM PUBLIC;
 GRANT SELECT ON mtm.generations, mtm.undecided, mtm.recovery TO PUBLIC;
+
+CREATE VIEW mtm.retained_wal AS
+    SELECT n.id, s.slot_name, s.active,
+           CASE WHEN s.slot_name IS NULL OR s.restart_lsn IS NULL THEN 'lost'
+                WHEN l.most > 0 AND r.bytes > l.most THEN 'over the limit'
+                ELSE 'kept' END AS state,
+           r.bytes, nullif(l.most, -1048576) AS bytes_allowed
+      FROM mtm.cluster_nodes n
+      LEFT JOIN pg_catalog.pg_replication_slots s
+        ON s.slot_name = CASE WHEN n.is_self THEN 'mtm_self' ELSE 'mtm_slot_' || n.id END
+     CROSS JOIN LATERAL (SELECT pg_catalog.pg_wal_lsn_diff(
+           pg_catalog.pg_current_wal_insert_lsn(), s.restart_lsn)::int8 AS bytes) r
+     CROSS JOIN LATERAL (SELECT setting::int8 * 1048576 AS most FROM pg_catalog.pg_settings
+                          WHERE name = 'multimaster.max_retained_wal') l;
+COMMENT ON VIEW mtm.retained_wal IS
+    'how much of this node''s write-ahead log is kept for each node';
+COMMENT ON COLUMN mtm.retained_wal.id IS 'node for which it is kept';
+COMMENT ON COLUMN mtm.retained_wal.slot_name IS 'replication slot that keeps it';
+COMMENT ON COLUMN mtm.retained_wal.active IS 'whether that node is receiving';
+COMMENT ON COLUMN mtm.retained_wal.state IS
+    'kept, over the limit, or lost: that node must be made anew';
+COMMENT ON COLUMN mtm.retained_wal.bytes IS 'log kept for it, in bytes';
+COMMENT ON COLUMN mtm.retained_wal.bytes_allowed IS
+    'multimaster.max_retained_wal in bytes; null if there is no limit';
+REVOKE ALL ON mtm.retained_wal FROM PUBLIC;
 GRANT USAGE ON SCHEMA mtm TO PUBLIC;

@@ -1,7 +1,7 @@
 //! What this node knows of the cluster.
 
 use crate::pg::{proc, shmem, xact};
-use crate::{guc, machine};
+use crate::{guc, health, machine};
 use core::sync::atomic::Ordering;
 use mtm_core::{GenNum, Gid, NodeId, NodeSet};
 use mtm_generations::{NodeStatus, Reason};
@@ -120,6 +120,9 @@ pub fn status_reason() -> String {
             let header = shmem::header();
             let absent = header.configured_nodes().difference(connected());
             let mut text = state.reason.to_string();
+            if state.reason == Reason::Withdrawn {
+                text = format!("{text}: {}", health::text());
+            }
             for why in absent.iter().map(why_not_connected) {
                 text.push_str("; ");
                 text.push_str(&why);

@@ -33,6 +33,9 @@ pub static REMOTE_FUNCTIONS: GucSetting<Option<CString>> = GucSetting::<Option<C
 /// kB of log between syncpoints.
 pub static SYNCPOINT_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(10_240);
 
+/// MB of log kept for an absent node; -1 for no limit.
+pub static MAX_RETAINED_WAL: GucSetting<i32> = GucSetting::<i32>::new(-1);
+
 /// What becomes of transactions of different nodes that wait for each other.
 pub static DEADLOCK_PREVENTION: GucSetting<Prevention> =
     GucSetting::<Prevention>::new(Prevention::Off);
@@ -122,6 +125,16 @@ pub fn init() {
         i32::MAX,
         GucContext::Sighup,
         GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"multimaster.max_retained_wal",
+        c"Amount of write-ahead log kept for an absent node; -1 is no limit.",
+        c"A node for which more would have to be kept cannot come back without being made anew.",
+        &MAX_RETAINED_WAL,
+        -1,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MB,
     );
     for (name, short, setting, context) in [
         (

@@ -13,6 +13,7 @@ mod dmq;
 mod durable;
 mod ffi;
 mod guc;
+mod health;
 mod hook;
 mod machine;
 mod pg;

@@ -1,6 +1,7 @@
 //! The steps of `mtm.init_cluster` on each node.
 
 use super::{require_preload, require_superuser};
+use crate::health::{self, Cause};
 use crate::pg::{ddl, proc, sequences, shmem};
 use crate::report;
 use crate::{cluster, config};
@@ -96,6 +97,23 @@ fn unconfigure_node() {
     crate::durable::remove();
     sequences::restore_all();
     wake_monitor();
+}
+
+/// Lets a node come back whose data differed and were repaired.
+#[pg_extern]
+fn return_to_cluster() {
+    require_preload();
+    require_superuser("let a node come back to its cluster");
+    if health::standing(Cause::LogLost).is_some() {
+        report::error(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "this node lacks transactions that no other node has in its log any more".to_owned(),
+            "",
+            "Make it anew from another node; see \"The way back\" in the manual.",
+        );
+    }
+    crate::durable::return_to_cluster();
+    health::clear(Cause::Differs);
 }
 
 fn wake_monitor() {

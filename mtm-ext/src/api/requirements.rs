@@ -146,7 +146,7 @@ pub fn shortfalls(have: &Settings, n: i64, peer_connections: i64) -> Vec<Problem
     if have.wal_level != "logical" {
         problems.push(format!("wal_level is \"{}\", must be \"logical\"", have.wal_level));
     }
-    let workers = (n - 1) * (have.max_workers + 1) + 5;
+    let workers = (n - 1) * (have.max_workers + 1) + 6;
     for (name, value, need, why) in [
         (
             "max_prepared_transactions",
@@ -158,7 +158,7 @@ pub fn shortfalls(have: &Settings, n: i64, peer_connections: i64) -> Vec<Problem
             "max_worker_processes",
             have.max_worker_processes,
             workers,
-            "(nodes - 1) * (multimaster.max_workers + 1) + 5",
+            "(nodes - 1) * (multimaster.max_workers + 1) + 6",
         ),
         ("max_wal_senders", have.max_wal_senders, n, "the number of nodes"),
         // One for each peer and one, mtm_self, for the node's own log.

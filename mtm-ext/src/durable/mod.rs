@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`record`] | file `multimaster/generation` | generations and votes |
 //! | [`checkpoint`] | file `multimaster/transactions` | what the log before its start said |
+//! | stays-out | file `multimaster/stays-out` | that this node must not take part, and why |
 //! | the journal | the write-ahead log, see `mtm_logrep::journal` | everything since |
 //! | [`slot`] | replication slot `mtm_self` | keeps the log from the checkpoint's start |
 //!
@@ -91,12 +92,37 @@ pub fn begin(record: &Record) {
     done(record::write(record));
 }
 
+/// Notes durably that this node must stay out of its cluster, and why. If that cannot be written,
+/// it stays out until its next start.
+pub fn stay_out(kind: &str, why: &str) {
+    if let Err(error) = file::write(STAYS_OUT, format!("{kind}\n{why}\n").as_bytes()) {
+        report::warning(error.to_string(), "", error.hint);
+    }
+}
+
+/// What [`stay_out`] has noted: its kind and why.
+pub fn stays_out() -> Option<(String, String)> {
+    let bytes = done(file::read(STAYS_OUT))?;
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let (kind, why) = text.split_once('\n')?;
+    Some((kind.to_owned(), why.trim().to_owned()))
+}
+
+/// Takes back [`stay_out`].
+pub fn return_to_cluster() {
+    done(file::remove(STAYS_OUT));
+}
+
 /// Removes everything, when the node leaves its cluster.
 pub fn remove() {
     done(file::remove(record::FILE));
     done(file::remove(checkpoint::FILE));
+    done(file::remove(STAYS_OUT));
     slot::drop_if_exists();
 }
+
+/// Says that this node must not take part; absent in all ordinary cases.
+const STAYS_OUT: &str = "stays-out";
 
 fn done<T>(result: Result<T, Error>) -> T {
     result.unwrap_or_else(|error| error.raise())

@@ -28,6 +28,8 @@ pub enum Kind {
     Campaigner,
     /// Finishes what nobody else does.
     Resolver,
+    /// Watches over this node's own fitness.
+    Health,
     /// Receives the stream of the node with this number.
     Receiver(u8),
     /// Applies; works in this slot.
@@ -41,6 +43,7 @@ impl Kind {
             Self::Sender => 2,
             Self::Resolver => 3,
             Self::Campaigner => 6,
+            Self::Health => 7,
             Self::Receiver(node) => 4 | (node as usize) << 8,
             Self::Applier(slot) => 5 | (slot as usize) << 8,
         }
@@ -53,6 +56,7 @@ impl Kind {
             3 => Self::Resolver,
             4 => Self::Receiver((arg >> 8) as u8),
             6 => Self::Campaigner,
+            7 => Self::Health,
             5 => Self::Applier((arg >> 8) as u16),
             _ => return None,
         })
@@ -69,6 +73,7 @@ impl Kind {
             Self::Sender => ("mtm-dmq-sender".into(), "mtm-dmq-sender"),
             Self::Campaigner => ("mtm-campaigner".into(), "mtm-campaigner"),
             Self::Resolver => ("mtm-resolver".into(), "mtm-resolver"),
+            Self::Health => ("mtm-health".into(), "mtm-health"),
             Self::Receiver(node) => (format!("mtm-logrep-receiver {node}"), "mtm-logrep-receiver"),
             Self::Applier(slot) => {
                 (format!("mtm-logrep-receiver-dynworker {slot}"), "mtm-logrep-receiver-dynworker")

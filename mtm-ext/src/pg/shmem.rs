@@ -7,12 +7,14 @@
 //! | `COORDINATORS` | this node's two-phase transactions of users        | one step |
 //! | `PARTICIPANTS` | other nodes' two-phase transactions of users       | one step |
 //! | `WORKERS`      | the slots of apply workers                         | one step |
+//! | `HEALTH`       | `Header::fitness`: why this node stays out          | copies   |
 //! | `RING + i`     | the producing side of the ring to node `i + 1`     | one push |
 //!
 //! Everything else in the header is atomic. No lock is taken while another is held, and nothing
 //! inside a locked section can raise an ERROR.
 
 use super::proc::{self, NO_PROC, ProcNo};
+use crate::health::Health;
 use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use mtm_core::{GenNum, Gid, Lsn, MAX_NODES, NodeId, NodeSet, Token};
 use mtm_dmq::ring::Ring;
@@ -34,7 +36,8 @@ const COORDINATORS: usize = 1;
 const PARTICIPANTS: usize = 2;
 const WORKERS: usize = 3;
 const NODE: usize = 4;
-const RING: usize = 5;
+const HEALTH: usize = 5;
+const RING: usize = 6;
 const LOCKS: usize = RING + NODES;
 
 /// Text of bounded length.
@@ -354,9 +357,16 @@ pub struct Header {
     pub resolver: AtomicI32,
     /// See `monitor`.
     pub campaigner: AtomicI32,
+    /// See `monitor`.
+    pub health: AtomicI32,
+    /// 1 while there is a cause for this node to stay out by itself.
+    pub unfit: AtomicU32,
+    /// 1 when a transaction was refused for this node's own sake and none was prepared since.
+    pub refuses: AtomicU32,
     /// Peers by `NodeId::index`.
     pub peers: [Peer; NODES],
     conninfo: [Text<MAX_CONNINFO>; NODES],
+    fitness: Health,
 }
 
 struct Shared {
@@ -538,11 +548,13 @@ unsafe fn format_memory(shared: &Shared) {
             &header.sender,
             &header.resolver,
             &header.campaigner,
+            &header.health,
             &header.replayer,
         ];
         for atomic in procs {
             atomic.store(NO_PROC, Ordering::Relaxed);
         }
+        core::ptr::write(&raw mut header.fitness, Health::fit());
         for peer in &header.peers {
             peer.receiver.store(NO_PROC, Ordering::Relaxed);
         }
@@ -672,6 +684,12 @@ pub fn workers<R>(body: impl FnOnce(&mut [WorkerSlot]) -> R) -> R {
         // SAFETY: the lock is held exclusively and covers all slots.
         body(unsafe { core::slice::from_raw_parts_mut(shared.workers, shared.n_workers) })
     })
+}
+
+/// Runs `body` with what is known of this node's fitness.
+pub fn health<R>(body: impl FnOnce(&mut Health) -> R) -> R {
+    // SAFETY: guarded by HEALTH, held exclusively.
+    locked(HEALTH, true, |s| body(unsafe { &mut (*s.header).fitness }))
 }
 
 /// A free apply worker's slot.

@@ -46,6 +46,15 @@ pub fn is_superuser() -> bool {
     unsafe { pg_sys::superuser() }
 }
 
+/// The time now, as PostgreSQL writes it.
+pub fn time_of_day() -> String {
+    // SAFETY: returns a static buffer with a C string that is copied at once.
+    unsafe {
+        let text = pg_sys::timestamptz_to_str(pg_sys::GetCurrentTimestamp());
+        core::ffi::CStr::from_ptr(text).to_string_lossy().into_owned()
+    }
+}
+
 /// A strong random number.
 pub fn random_u64() -> u64 {
     let mut bytes = [0u8; 8];

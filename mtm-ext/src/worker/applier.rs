@@ -2,12 +2,12 @@
 //! what is decided.
 
 use super::spill::{self, Part, Rows};
-use super::{finish, users};
+use super::{divergence, finish, users};
 use crate::pg::bgworker::{self, Caught};
-use crate::pg::rows::Applier;
+use crate::pg::rows::{self, Applier};
 use crate::pg::shmem::{self, WorkerSlot};
 use crate::pg::{pipe, proc, segment, twophase, walwake, xact};
-use crate::{cluster, dmq, machine};
+use crate::{cluster, dmq, health, machine};
 use core::panic::AssertUnwindSafe;
 use core::sync::atomic::Ordering;
 use mtm_core::{Gid, NodeId};
@@ -289,6 +289,7 @@ fn prepared(gid: &Gid, worker: proc::ProcNo) {
     if cluster::is_users(gid) {
         return users::prepared(gid, worker);
     }
+    health::prepared();
     machine::feed_after(Input::PrepareDurable(*gid), |state| {
         if let Some(note) = state.notes.get_mut(gid) {
             note.worker = worker;
@@ -308,6 +309,8 @@ fn await_decision(gid: &Gid) {
 fn failed(gid: &Gid, caught: &Caught) {
     let lost = caught.sqlstate == CANCELED;
     let caught = if lost { lost_conflict(gid) } else { caught.clone() };
+    health::refused(&caught);
+    note_suspect(&caught);
     if cluster::is_users(gid) {
         return users::failed(gid, &caught);
     }
@@ -315,6 +318,22 @@ fn failed(gid: &Gid, caught: &Caught) {
     machine::feed_after(Input::ApplyFailed(*gid), |state| {
         state.notes.remove(gid);
     });
+}
+
+/// A row is missing, or in the way: if that happens again and again, `mtm-health` finds out why.
+fn note_suspect(caught: &Caught) {
+    let (table, missing) = rows::failed_row();
+    match (&caught.sqlstate, missing) {
+        (b"40001", Some(query)) => health::suspect(&caught.message, &query),
+        (b"23505", _) if table != 0 => {
+            let query = divergence::query_of_duplicate(table, &caught.message, &caught.detail);
+            if let Some(query) = query {
+                let text = format!("{}: {}", caught.message, caught.detail);
+                health::suspect(&text, &query);
+            }
+        }
+        _ => {}
+    }
 }
 
 /// `query_canceled`: nobody cancels an apply worker but who found that it lost a conflict.

@@ -2,7 +2,7 @@
 //! heartbeats, campaigns, who is heard, from whom to recover.
 
 use crate::pg::{bgworker, message, proc, shmem, sqlrun, wal, xact};
-use crate::{cluster, dmq, durable, guc, machine};
+use crate::{cluster, dmq, durable, guc, health, machine};
 use core::sync::atomic::Ordering;
 use mtm_core::{Instant, Lsn, Machine, NodeId, NodeSet, Xid};
 use mtm_generations::{Input as Generation, Membership, Record, StatusInGeneration, Timing};
@@ -34,6 +34,8 @@ struct Campaigner {
     timing: Timing,
     connected: NodeSet,
     caught_up: bool,
+    /// What the machine was told; an earlier campaigner may have told it something else.
+    withdrawn: Option<bool>,
     housekeeping: Instant,
     checkpoint: Instant,
     /// How many transactions there had been at the last checkpoint.
@@ -51,12 +53,14 @@ pub fn run() {
     if header.started.load(Ordering::Acquire) == 0 {
         begin(me);
     }
+    health::load();
     let now = proc::now();
     let mut campaigner = Campaigner {
         me,
         timing: timing(),
         connected: NodeSet::EMPTY,
         caught_up: false,
+        withdrawn: None,
         housekeeping: now,
         checkpoint: now.plus_us(CHECKPOINT_US),
         saved: machine::look(|node| seen(node)).unwrap_or_default(),
@@ -118,6 +122,7 @@ impl Campaigner {
     fn turn(&mut self) {
         let now = proc::now();
         self.follow_settings();
+        self.follow_health();
         self.listen();
         if machine::look(|node| node.deadline()).flatten().is_some_and(|at| at <= now) {
             machine::generation(Generation::Wake);
@@ -153,6 +158,15 @@ impl Campaigner {
         if timing != self.timing {
             self.timing = timing;
             machine::generation(Generation::Timing(timing));
+        }
+    }
+
+    /// A node that something is wrong with leaves by itself, as long as it is.
+    fn follow_health(&mut self) {
+        let unfit = health::is_unfit();
+        if self.withdrawn != Some(unfit) {
+            self.withdrawn = Some(unfit);
+            machine::generation(Generation::Withdrawn(unfit));
         }
     }
 

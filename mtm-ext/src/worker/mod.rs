@@ -3,17 +3,21 @@
 mod applier;
 mod campaigner;
 mod conflict;
+mod divergence;
 mod finish;
+mod health;
 mod inbox;
 mod monitor;
 mod receiver;
 mod recovery;
 mod resolver;
+mod retention;
 mod sender;
 mod spill;
 mod users;
 mod wire;
 
+pub use health::FEW_REFUSALS;
 pub use inbox::{accept_pipe, reply};
 
 use crate::pg::bgworker::{self, Kind};
@@ -30,6 +34,7 @@ pub fn run(kind: Kind) {
         Kind::Campaigner => campaigner::run(),
         Kind::Sender => sender::run(),
         Kind::Resolver => resolver::run(),
+        Kind::Health => health::run(),
         Kind::Receiver(node) => receiver::run(node),
         Kind::Applier(slot) => applier::run(slot),
     }

@@ -59,7 +59,7 @@ fn wanted() -> Vec<Kind> {
         return Vec::new();
     }
     let receivers = header.peers_set().iter().map(NodeId::get).map(Kind::Receiver);
-    let mut all = vec![Kind::Campaigner, Kind::Resolver, Kind::Sender];
+    let mut all = vec![Kind::Campaigner, Kind::Resolver, Kind::Sender, Kind::Health];
     if header.started.load(Ordering::Acquire) != 0 {
         all.extend(receivers);
     }

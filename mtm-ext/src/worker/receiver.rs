@@ -5,16 +5,18 @@ use super::applier::InPlace;
 use super::recovery::Replay;
 use super::spill::{self, EarlyIncoming, Incoming, Task};
 use super::{conflict, recovery, users};
+use crate::health::{self, Cause};
 use crate::pg::bgworker::{self, Caught, Handle, Kind};
 use crate::pg::conn::{Conn, ConnError, CopyIn};
 use crate::pg::proc::{self, ProcNo};
 use crate::pg::shmem;
 use crate::pg::waitset::{WaitSet, Watch};
 use crate::pg::{pipe, segment, xact};
-use crate::{cluster, dmq, guc, machine};
+use crate::{cluster, dmq, durable, guc, machine};
 use core::sync::atomic::Ordering;
 use mtm_core::{Gid, Instant, Lsn, NodeId};
 use mtm_dmq::ring::Ring;
+use mtm_generations::StatusInGeneration;
 use mtm_logrep::stream::StreamMessage;
 use mtm_node::{Effect, Input, Role};
 use mtm_paxos::commit::{Decree, Delivery, ParticipantState};
@@ -105,6 +107,7 @@ fn serve(origin: NodeId, in_place: InPlace) {
         receiver.early.clear(); // the peer begins them again
         receiver.marks.clear();
         let Some(error) = error else { continue };
+        note_lost_log(origin, &error);
         let text = error.to_string();
         if text != complained {
             pgrx::log!("multimaster: the stream from node {origin} broke: {text}");
@@ -112,6 +115,27 @@ fn serve(origin: NodeId, in_place: InPlace) {
         }
         receiver.pause(RETRY_US);
     }
+}
+
+/// A node that is no member and whose slot is gone lacks what it can get nowhere: it must not take
+/// part, not even when somebody makes the slot anew.
+fn note_lost_log(origin: NodeId, error: &ConnError) {
+    let ConnError::Server { sqlstate, message, .. } = error else { return };
+    // Undefined, or invalidated by max_slot_wal_keep_size.
+    let gone = sqlstate == "42704" || (sqlstate == "55000" && message.contains("\"mtm_slot_"));
+    let dead = machine::look(|node| {
+        let membership = node.membership();
+        membership.status_in_generation() == StatusInGeneration::Dead && !membership.is_fenced()
+    });
+    if !gone || dead != Some(true) || health::standing(Cause::LogLost).is_some() {
+        return;
+    }
+    let why = format!(
+        "node {origin} no longer has the log that this node needs ({message}); make this node anew \
+         from another one"
+    );
+    durable::stay_out("log-lost", &why);
+    health::set(Cause::LogLost, &why);
 }
 
 /// Whether this node recovers from `origin`.
@@ -460,6 +484,7 @@ impl Receiver {
     fn refuse(&mut self, gid: Gid, lsn: Lsn, sqlstate: [u8; 5], why: &str) {
         self.received = self.received.max(lsn);
         let caught = Caught { sqlstate, message: why.to_owned(), detail: String::new() };
+        health::refused(&caught);
         if cluster::is_users(&gid) {
             if users::delivered(gid, lsn) == Some(Delivery::Apply) {
                 users::failed(&gid, &caught);

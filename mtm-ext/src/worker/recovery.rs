@@ -6,6 +6,7 @@
 
 use super::spill::{self, Incoming, Rows, Task};
 use super::{finish, resolver};
+use crate::health::{self, Cause};
 use crate::machine;
 use crate::pg::bgworker::{self, Caught};
 use crate::pg::rows::Applier;
@@ -270,7 +271,7 @@ impl Replay {
             if &caught.sqlstate != b"57014" {
                 self.complain(&caught);
                 if !core::mem::replace(&mut withdrawn, true) {
-                    machine::generation(Generation::Withdrawn(true));
+                    health::set(Cause::Replay, &self.why_not(&caught));
                 }
                 proc::wait(None, Some(AGAIN_US));
             }
@@ -278,8 +279,16 @@ impl Replay {
         }
         if withdrawn {
             self.complained.clear();
-            machine::generation(Generation::Withdrawn(false));
+            health::clear(Cause::Replay);
         }
+    }
+
+    fn why_not(&self, caught: &Caught) -> String {
+        format!(
+            "could not replay what node {} committed: {}; it is tried again every second, remove \
+             the cause (repair a row under application_name mtm_admin)",
+            self.donor, caught.message
+        )
     }
 
     fn complain(&mut self, caught: &Caught) {

@@ -60,6 +60,21 @@ impl Name {
     }
 }
 
+/// Whether files can be written: writes one, makes it durable and removes it.
+///
+/// # Errors
+/// When they cannot.
+pub fn probe() -> io::Result<()> {
+    let path = directory().join("probe");
+    let result = File::create(&path).and_then(|mut file| {
+        file.write_all(&[0; 1 << 20])?;
+        file.sync_all()
+    });
+    // Also what was written in part.
+    let removed = fs::remove_file(&path);
+    result.and(removed)
+}
+
 /// Removes what an earlier receiver has left of this origin's transactions.
 ///
 /// # Errors

@@ -10,6 +10,7 @@ pub mod compare;
 mod conflicts;
 mod ddl;
 mod failover;
+mod failing;
 mod features;
 mod foreign;
 mod identities;
@@ -89,6 +90,7 @@ const GROUPS: &[&[Check]] = &[
     objects::CHECKS,
     peers::CHECKS,
     failover::CHECKS,
+    failing::CHECKS,
     settings::CHECKS,
 ];
 

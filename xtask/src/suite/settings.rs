@@ -193,16 +193,16 @@ fn every_wrong_setting_at_once(a: &Arena) -> Result<()> {
         ("wal_level", "minimal"),
         ("max_wal_senders", "0"),
     ];
-    let trio = Trio::start(a, [&[("max_worker_processes", "206")], wrong, unloaded])?;
+    let trio = Trio::start(a, [&[("max_worker_processes", "207")], wrong, unloaded])?;
     let error = trio.refused(&trio.peers())?;
     ensure!(error.state == "55000" && error.message.contains("nothing was changed"), "{error}");
     says(
         &error,
         &[
-            "node 1: max_worker_processes is 206, must be at least 207",
+            "node 1: max_worker_processes is 207, must be at least 208",
             "node 2: wal_level is \"replica\", must be \"logical\"",
             "node 2: max_prepared_transactions is 7, must be at least 200",
-            "node 2: max_worker_processes is 8, must be at least 207",
+            "node 2: max_worker_processes is 8, must be at least 208",
             "node 2: max_wal_senders is 2, must be at least 3",
             "node 2: max_replication_slots is 1, must be at least 3",
             "node 2: output_plugin_libraries is \"pgoutput\", must list multimaster: \"pgoutput, multimaster\"",
@@ -213,11 +213,11 @@ fn every_wrong_setting_at_once(a: &Arena) -> Result<()> {
     )?;
     ensure!(error.hint.contains("restart") && error.hint.contains("again"), "{}", error.hint);
     trio.nothing_left()?;
-    trio.mend(1, &[("max_worker_processes", "207")])?;
+    trio.mend(1, &[("max_worker_processes", "208")])?;
     let right: Settings<'_> = &[
         ("wal_level", "logical"),
         ("max_prepared_transactions", "200"),
-        ("max_worker_processes", "207"),
+        ("max_worker_processes", "208"),
         ("max_wal_senders", "3"),
         ("max_replication_slots", "3"),
         ("output_plugin_libraries", "pgoutput, multimaster"),
@@ -390,6 +390,6 @@ fn shortfalls_at_start_are_logged(a: &Arena) -> Result<()> {
     trio.mend(2, &[("max_worker_processes", "20")])?;
     until("the log names the setting", Duration::from_secs(20), || {
         let log = trio.servers[1].log_tail(100);
-        Ok(log.contains("max_worker_processes is 20, must be at least 207").then_some(()))
+        Ok(log.contains("max_worker_processes is 20, must be at least 208").then_some(()))
     })
 }

@@ -240,6 +240,7 @@ impl Applier {
                 false => compared,
             };
             let name = error::qualified(relation.schema(), relation.name());
+            error::note_missing(open.rel, open.wanted, &places);
             error::missing(action, &name, &error::show(open.wanted, &places));
         }
     }
@@ -370,6 +371,7 @@ impl Applier {
                     Open::new(rel, &self.targets[&self.described[table as usize]])
                 }
             };
+            error::begin_row((*open.rel).rd_id);
             open.before = pg_sys::MemoryContextSwitchTo(open.row_context());
             (*open.estate).es_output_cid = pg_sys::GetCurrentCommandId(true);
             if open.triggers().is_some() {

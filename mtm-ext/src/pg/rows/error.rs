@@ -47,6 +47,66 @@ pub(super) fn missing(action: &str, table: &str, key: &str) -> ! {
     )
 }
 
+thread_local! {
+    /// The table of the row being applied, and how to look for one that is missing.
+    static APPLYING: core::cell::RefCell<(u32, Option<String>)> =
+        const { core::cell::RefCell::new((0, None)) };
+}
+
+/// Notes the table of the row that is applied next.
+pub(super) fn begin_row(table: pg_sys::Oid) {
+    APPLYING.set((table.to_u32(), None));
+}
+
+/// Table and, for a row that is missing, query of what could not be applied last.
+pub fn failed_row() -> (u32, Option<String>) {
+    APPLYING.take()
+}
+
+/// Notes how to look on other nodes for a row that is missing here.
+///
+/// # Safety
+/// The slot is of the relation, and its columns at these places hold values.
+pub(super) unsafe fn note_missing(
+    rel: pg_sys::Relation,
+    slot: *mut pg_sys::TupleTableSlot,
+    places: &[usize],
+) {
+    let quote = |text: &str| format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"));
+    // SAFETY: the caller's promise; catalog lookups inside a transaction.
+    unsafe {
+        let attributes = super::types::attributes((*slot).tts_tupleDescriptor);
+        let mut key = Vec::new();
+        for &at in places {
+            let name = core::ffi::CStr::from_ptr(attributes[at].attname.data.as_ptr());
+            let name = format!("x.\"{}\"", name.to_string_lossy().replace('"', "\"\""));
+            if *(*slot).tts_isnull.add(at) {
+                key.push(format!("{name} IS NULL"));
+                continue;
+            }
+            let (mut output, mut varlena) = (pg_sys::InvalidOid, false);
+            pg_sys::getTypeOutputInfo(attributes[at].atttypid, &mut output, &mut varlena);
+            let text = pg_sys::OidOutputFunctionCall(output, *(*slot).tts_values.add(at));
+            let text = core::ffi::CStr::from_ptr(text).to_string_lossy();
+            key.push(format!("{name} = {}", quote(&text)));
+        }
+        let name = core::ffi::CStr::from_ptr((*(*rel).rd_rel).relname.data.as_ptr());
+        let schema = pg_sys::get_namespace_name((*(*rel).rd_rel).relnamespace);
+        if schema.is_null() {
+            return;
+        }
+        let schema = core::ffi::CStr::from_ptr(schema);
+        let identifier = |text: &core::ffi::CStr| text.to_string_lossy().replace('"', "\"\"");
+        let query = format!(
+            "SELECT pg_catalog.md5((x.*)::text) FROM \"{}\".\"{}\" x WHERE {} LIMIT 1",
+            identifier(schema),
+            identifier(name),
+            key.join(" AND ")
+        );
+        APPLYING.set(((*rel).rd_id.to_u32(), Some(query)));
+    }
+}
+
 /// A name for messages.
 pub(super) fn qualified(schema: &[u8], name: &[u8]) -> String {
     format!("\"{}.{}\"", String::from_utf8_lossy(schema), String::from_utf8_lossy(name))

@@ -19,4 +19,5 @@ mod wait;
 
 pub use apply::Applier;
 pub use encode::{Encoded, RowEncoder, Unidentified};
+pub use error::failed_row;
 pub use identity::ensure_replica_identity;

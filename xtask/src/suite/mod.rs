@@ -19,6 +19,7 @@ mod large_stream;
 mod load;
 mod local;
 mod objects;
+mod partition;
 mod peers;
 mod rows;
 mod schema;
@@ -89,6 +90,7 @@ const GROUPS: &[&[Check]] = &[
     objects::CHECKS,
     peers::CHECKS,
     failover::CHECKS,
+    partition::CHECKS,
     settings::CHECKS,
 ];
 

@@ -50,6 +50,16 @@ pub fn heard_until(peer: NodeId) -> Option<mtm_core::Instant> {
     (!closed && heard != 0 && streamed != 0 && proc::now() <= until).then_some(until)
 }
 
+/// Until when `peer` counts this node as heard, for sure: what it answered was sent before it
+/// heard it. It may go on without this node after that, and not before while it hears nothing.
+pub fn hears_until(peer: NodeId) -> Option<mtm_core::Instant> {
+    let answered = shmem::peer(peer).answered_us.load(Ordering::Acquire);
+    // Clocks of two machines do not run alike to the last microsecond.
+    let sure_us = recv_timeout_us() - recv_timeout_us() / 100;
+    let until = mtm_core::Instant(answered).plus_us(sure_us);
+    (answered != 0 && proc::now() < until).then_some(until)
+}
+
 /// Whether messages flow both ways between this node and `peer`.
 pub fn is_linked(peer: NodeId) -> bool {
     let state = shmem::peer(peer);

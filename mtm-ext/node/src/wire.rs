@@ -9,19 +9,21 @@
 //! | `P` | transactions | [`PeerMessage`] |
 //! | `R` | a refusal with its texts | the gid, SQLSTATE (5 bytes), message, detail |
 //! | `U` | users' two-phase transactions | [`Message`] |
-//! | `L` | the end of the sender's flushed log | 8 bytes |
+//! | `L` | a sign of life with the end of the sender's flushed log | 8 bytes, then 8 of its clock |
+//! | `H` | the answer to it | the 8 bytes of the clock |
 
 use crate::message::{MAX_TEXT, Message, Refusal};
 use crate::peer_message::PeerMessage;
 use mtm_core::wire::{DecodeError, DecodeErrorKind, Reader, Writer};
-use mtm_core::{Gid, Lsn};
+use mtm_core::{Gid, Instant, Lsn};
 use mtm_generations as generations;
 
 const GENERATION: u8 = b'G';
 const PEER: u8 = b'P';
 const REFUSED: u8 = b'R';
 const USER: u8 = b'U';
-const POSITION: u8 = b'L';
+const ALIVE: u8 = b'L';
+const HEARD: u8 = b'H';
 
 /// A message from one node to another.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,8 +36,10 @@ pub enum Wire<'a> {
     Refused(Gid, Refusal<'a>),
     /// About a user's two-phase transaction.
     User(Message<'a>),
-    /// End of the sender's flushed log.
-    Position(Lsn),
+    /// A sign of life: the end of the sender's flushed log, and its own clock.
+    Alive(Lsn, Instant),
+    /// The peer has heard the sign of life that was sent then.
+    Heard(Instant),
 }
 
 impl<'a> Wire<'a> {
@@ -60,9 +64,15 @@ impl<'a> Wire<'a> {
                 out.push(USER);
                 message.encode(out);
             }
-            Self::Position(lsn) => {
-                out.push(POSITION);
-                Writer::new(out).u64(lsn.0);
+            Self::Alive(lsn, at) => {
+                let mut w = Writer::new(out);
+                w.u8(ALIVE);
+                w.u64(lsn.0);
+                w.u64(at.0);
+            }
+            Self::Heard(at) => {
+                out.push(HEARD);
+                Writer::new(out).u64(at.0);
             }
         }
     }
@@ -86,11 +96,17 @@ impl<'a> Wire<'a> {
                 r.finish()?;
                 Self::Refused(gid, refusal)
             }
-            POSITION => {
+            ALIVE => {
                 let mut r = Reader::new(rest);
-                let lsn = Lsn(r.u64()?);
+                let (lsn, at) = (Lsn(r.u64()?), Instant(r.u64()?));
                 r.finish()?;
-                Self::Position(lsn)
+                Self::Alive(lsn, at)
+            }
+            HEARD => {
+                let mut r = Reader::new(rest);
+                let at = Instant(r.u64()?);
+                r.finish()?;
+                Self::Heard(at)
             }
             USER => Self::User(Message::decode(rest)?),
             _ => return Err(unknown),
@@ -143,7 +159,7 @@ mod tests {
 
     fn any_parts() -> impl Strategy<Value = Parts> {
         let texts = ("\\PC{0,200}", "\\PC{0,300}");
-        (1u8..=16, any::<(u64, u64, u64)>(), 0u64..1 << 16, texts, 0u8..15).prop_map(
+        (1u8..=16, any::<(u64, u64, u64)>(), 0u64..1 << 16, texts, 0u8..16).prop_map(
             |(node, (x, g, num), set, texts, which)| {
                 let origin = NodeId::new(node).unwrap();
                 let gid = Gid { origin, xid: Xid(x), generation: GenNum(g) };
@@ -179,7 +195,8 @@ mod tests {
             10 => Wire::User(Message::Refused(gid, refusal)),
             11 => Wire::User(Message::Heartbeat { connected: set, ready: true }),
             12 => Wire::User(Message::Decided(gid, Decree::Commit)),
-            13 => Wire::Position(Lsn(gid.xid.0)),
+            13 => Wire::Alive(Lsn(gid.xid.0), Instant(num.0)),
+            14 => Wire::Heard(Instant(gid.xid.0)),
             _ => Wire::User(Message::Prepared(gid)),
         }
     }
@@ -208,7 +225,7 @@ mod tests {
         }
 
         #[test]
-        fn what_reads_encodes_to_the_same_bytes(bytes: Vec<u8>, channel in "[GPRUL]") {
+        fn what_reads_encodes_to_the_same_bytes(bytes: Vec<u8>, channel in "[GPRULH]") {
             let sent = [channel.as_bytes(), &bytes].concat();
             for sent in [sent, bytes] {
                 if let Ok(message) = Wire::decode(&sent) {
@@ -237,9 +254,10 @@ mod tests {
             first(Wire::Peer(PeerMessage::Prepared(gid))),
             first(Wire::Refused(gid, refusal)),
             first(Wire::User(Message::Prepared(gid))),
-            first(Wire::Position(Lsn(7))),
+            first(Wire::Alive(Lsn(7), Instant(1))),
+            first(Wire::Heard(Instant(1))),
         ];
-        assert_eq!(all, *b"GPRUL");
+        assert_eq!(all, *b"GPRULH");
         assert!(Wire::decode(b"").is_err() && Wire::decode(b"x").is_err());
     }
 

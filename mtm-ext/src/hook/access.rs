@@ -3,8 +3,9 @@
 //!
 //! Readers are as careful as writers here: a node that was cut off from the majority, or has just
 //! gone on after standing still, may not know yet that the others went on without it. So a look at
-//! the machine is good only as long as a majority counts as heard, and never for long; while it is
-//! good a statement costs a clock reading.
+//! the machine is good only as long as a majority counts *this* node as heard, which its answers
+//! to signs of life tell, and never for long; while it is good a statement costs a clock reading.
+//! From then on statements wait until the answers come again, or it is clear that they do not.
 
 use crate::pg::{access, proc, shmem, xact};
 use crate::{cluster, guc, machine, report};
@@ -47,17 +48,20 @@ fn look() -> Standing {
         let generation = &current.generation;
         let (me, clique) = (membership.node(), membership.clique());
         let alone = generation.members == NodeSet::only(me);
-        let until = if alone && node.serves() {
-            Some(Instant(u64::MAX))
-        } else {
-            majority_until(&generation.configured, me, clique, cluster::heard_until)
+        let until = |of_peer: fn(NodeId) -> Option<Instant>| {
+            if alone && node.serves() {
+                return Some(Instant(u64::MAX));
+            }
+            majority_until(&generation.configured, me, clique, of_peer)
         };
-        let standing = match until {
-            None => Standing::Away,
-            Some(until) if node.serves() => Standing::Serves(until),
+        let heard = until(cluster::heard_until).is_some();
+        let standing = match until(cluster::hears_until) {
+            Some(until) if heard && node.serves() => Standing::Serves(until),
+            // Answers are late. The others may go on without this node, or have done so.
+            None if heard && node.serves() => Standing::Moves,
             // A donor has everything that was committed before. Another member has not yet.
-            Some(_) if current.donors.contains(me) && !membership.is_fenced() => Standing::Moves,
-            Some(_) => Standing::Away,
+            _ if heard && current.donors.contains(me) && !membership.is_fenced() => Standing::Moves,
+            _ => Standing::Away,
         };
         let good = match standing {
             Standing::Serves(until) => until.0.min(proc::now().0 + GOOD_US),
@@ -69,13 +73,13 @@ fn look() -> Standing {
     look.unwrap_or(Standing::Away)
 }
 
-/// Until when a majority of the configured nodes counts as heard, all of them of this clique and
-/// this node with them; `None` if it does not.
+/// Until when `of_peer` holds for a majority of the configured nodes, all of them of this clique
+/// and this node with them; `None` if it does not.
 fn majority_until(
     configured: &Configuration,
     me: NodeId,
     clique: NodeSet,
-    heard_until: impl Fn(NodeId) -> Option<Instant>,
+    of_peer: impl Fn(NodeId) -> Option<Instant>,
 ) -> Option<Instant> {
     if !clique.contains(me) {
         return None;
@@ -83,7 +87,7 @@ fn majority_until(
     let mut heard: Vec<(Instant, NodeId)> = clique
         .without(me)
         .iter()
-        .filter_map(|peer| heard_until(peer).map(|until| (until, peer)))
+        .filter_map(|peer| of_peer(peer).map(|until| (until, peer)))
         .collect();
     heard.sort_unstable_by(|a, b| b.cmp(a));
     let mut set = NodeSet::only(me);

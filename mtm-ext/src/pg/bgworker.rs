@@ -80,10 +80,6 @@ impl Kind {
             }
         }
     }
-
-    const fn needs_database(self) -> bool {
-        !matches!(self, Self::Monitor)
-    }
 }
 
 fn put(target: &mut [c_char], text: &str) {
@@ -99,10 +95,8 @@ fn describe(kind: Kind, restart_s: c_int) -> pg_sys::BackgroundWorker {
     put(&mut worker.bgw_type, kind_name);
     put(&mut worker.bgw_library_name, "multimaster");
     put(&mut worker.bgw_function_name, "mtm_worker_main");
-    worker.bgw_flags = pg_sys::BGWORKER_SHMEM_ACCESS as c_int;
-    if kind.needs_database() {
-        worker.bgw_flags |= pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION as c_int;
-    }
+    worker.bgw_flags = pg_sys::BGWORKER_SHMEM_ACCESS as c_int
+        | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION as c_int;
     worker.bgw_start_time = pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished;
     worker.bgw_restart_time = restart_s;
     worker.bgw_main_arg = pg_sys::Datum::from(kind.to_arg());
@@ -173,6 +167,15 @@ extern "C-unwind" fn mtm_worker_main(arg: pg_sys::Datum) {
     }
     let kind = Kind::from_arg(arg.value()).expect("we register only known kinds");
     crate::worker::run(kind);
+}
+
+/// Makes this worker one that `pg_stat_activity` shows, without a database.
+pub fn connect() {
+    // SAFETY: once, at the beginning of a worker registered with a database connection; names may
+    // be null.
+    unsafe {
+        pg_sys::BackgroundWorkerInitializeConnection(core::ptr::null(), core::ptr::null(), 0);
+    }
 }
 
 /// Connects this worker to the replicated database as the bootstrap superuser.

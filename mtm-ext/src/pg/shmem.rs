@@ -292,6 +292,8 @@ pub struct Peer {
     pub epoch: AtomicU32,
     /// When its last message came; monotonic us, 0 if none since the link broke.
     pub last_heard_us: AtomicU64,
+    /// When the last sign of life that it has answered was sent; monotonic us, 0 if none.
+    pub answered_us: AtomicU64,
     /// Backend that receives its messages, 0 if none.
     pub inbox_pid: AtomicI32,
     /// Whether our link to it is up.
@@ -306,7 +308,7 @@ pub struct Peer {
     pub receiver_pid: AtomicI32,
     /// The same receiver's process slot.
     pub receiver: AtomicI32,
-    /// The walsender that sends this node's transactions to it, 0 if none has been.
+    /// The walsender that sends this node's transactions to it, 0 if none.
     pub walsender_pid: AtomicI32,
     /// 1 while our receiver waits for an idle apply worker.
     pub wants_worker: AtomicU32,

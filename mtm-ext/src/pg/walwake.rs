@@ -82,6 +82,20 @@ pub fn register_stream() {
     let node = name.strip_prefix("mtm_slot_").and_then(|n| n.parse().ok());
     if let Some(node) = node.and_then(mtm_core::NodeId::new) {
         shmem::peer(node).walsender_pid.store(proc::my_pid(), Ordering::Release);
+        // SAFETY: runs once at this process' exit, in whatever order with others.
+        unsafe {
+            let node = pg_sys::Datum::from(usize::from(node.get()));
+            pg_sys::before_shmem_exit(Some(forget_stream), node);
+        }
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn forget_stream(_code: c_int, node: pg_sys::Datum) {
+    if let Some(node) = u8::try_from(node.value()).ok().and_then(mtm_core::NodeId::new) {
+        let pid = &shmem::peer(node).walsender_pid;
+        // A newer walsender of the same peer may have taken over.
+        let _ = pid.compare_exchange(proc::my_pid(), 0, Ordering::AcqRel, Ordering::Acquire);
     }
 }
 

@@ -137,7 +137,15 @@ pub fn take(from: NodeId, message: &Wire<'_>) {
         Wire::Peer(message) => peer_message(from, *message),
         Wire::Refused(gid, refusal) => refused(from, gid, refusal),
         Wire::User(message) => users::take(from, message),
-        Wire::Position(lsn) => shmem::peer(from).log_end.store(lsn.0, Ordering::Release),
+        Wire::Alive(lsn, at) => {
+            shmem::peer(from).log_end.store(lsn.0, Ordering::Release);
+            let mut answer = Vec::new();
+            Wire::Heard(*at).encode(&mut answer);
+            reply(from, &answer);
+        }
+        Wire::Heard(at) => {
+            shmem::peer(from).answered_us.fetch_max(at.0, Ordering::AcqRel);
+        }
     }
 }
 

@@ -1,7 +1,5 @@
-//! mtm-monitor: reads the cluster's configuration at start, starts the other workers and starts
-//! them again when they end.
+//! mtm-monitor: starts the other workers, and starts them again when they end.
 
-use crate::config;
 use crate::pg::bgworker::{self, Handle, Kind};
 use crate::pg::{pipe, proc, shmem};
 use core::cell::RefCell;
@@ -32,8 +30,8 @@ pub fn run() {
 }
 
 fn watch() {
+    bgworker::connect();
     shmem::header().monitor.store(proc::my_procno(), Ordering::Release);
-    config::load();
     loop {
         bgworker::handle_signals();
         let wait_us = CHILDREN.with_borrow_mut(supervise);

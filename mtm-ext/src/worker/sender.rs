@@ -139,7 +139,7 @@ fn pump(node: NodeId, link: &mut Link) -> Result<(), ConnError> {
         // From here, where no disk is waited for: a slow one must not look like a dead node.
         let interval = u64::from(guc::HEARTBEAT_SEND_TIMEOUT.get().unsigned_abs()) * 1000;
         link.next_heartbeat = now.plus_us(interval);
-        Wire::Position(wal::flushed()).encode(&mut message);
+        Wire::Alive(wal::flushed(), now).encode(&mut message);
         link.outgoing.push(&message);
     }
     let ring = shmem::ring(node);

@@ -28,11 +28,6 @@ impl Witness {
         self.refused.extend(other.refused);
     }
 
-    /// How many writes were acknowledged.
-    pub(super) const fn acknowledged(&self) -> usize {
-        self.acknowledged.len()
-    }
-
     /// Compares with what the nodes have.
     pub(super) fn check(&self, a: &Arena, table: &str) -> Result<()> {
         ensure!(!self.acknowledged.is_empty(), "nothing was committed");

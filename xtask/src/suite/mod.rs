@@ -20,6 +20,7 @@ mod large_stream;
 mod load;
 mod local;
 mod objects;
+mod partition;
 mod peers;
 mod rows;
 mod schema;
@@ -91,6 +92,7 @@ const GROUPS: &[&[Check]] = &[
     peers::CHECKS,
     failover::CHECKS,
     failing::CHECKS,
+    partition::CHECKS,
     settings::CHECKS,
 ];
 

@@ -42,7 +42,14 @@ impl Servers {
     /// # Errors
     /// When it does not come online.
     pub fn create(wanted: &Wanted<'_>) -> Result<Self> {
-        let library = artefacts::build(wanted.profile)?;
+        Self::create_with(wanted, &artefacts::build(wanted.profile)?)
+    }
+
+    /// Creates the cluster with a library that was built before.
+    ///
+    /// # Errors
+    /// When it does not come online.
+    pub fn create_with(wanted: &Wanted<'_>, library: &Path) -> Result<Self> {
         // Plain servers first: they become nodes when the proxies to their ports are there.
         let mut cluster = Cluster::create(&Order {
             kind: Kind::Plain,
@@ -54,7 +61,7 @@ impl Servers {
         })?;
         cluster.stop_all()?;
         cluster.kind = Kind::Multimaster;
-        artefacts::stage(&library, &cluster.dir.join("tree"))?;
+        artefacts::stage(library, &cluster.dir.join("tree"))?;
         let ports: Vec<u16> = cluster.nodes.iter().map(|node| node.port).collect();
         let servers = Self { net: Network::start(&ports, wanted.seed)?, cluster };
         step("nodes connected through proxies", || servers.unite())?;

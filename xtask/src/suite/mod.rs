@@ -19,6 +19,7 @@ mod large;
 mod large_stream;
 mod load;
 mod local;
+mod numbers;
 mod objects;
 mod partition;
 mod peers;
@@ -93,6 +94,7 @@ const GROUPS: &[&[Check]] = &[
     failover::CHECKS,
     failing::CHECKS,
     partition::CHECKS,
+    numbers::CHECKS,
     settings::CHECKS,
 ];
 

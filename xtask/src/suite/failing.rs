@@ -3,17 +3,28 @@
 
 use super::arena::Arena;
 use super::checks;
-use crate::server::DATABASE;
+use crate::host::{give_to_server, is_root};
+use crate::server::{DATABASE, Life, Server};
 use crate::session::Session;
 use crate::wait::until;
 use anyhow::{Context, Result, ensure};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 checks!("failing":
     spill_directory_unwritable,
     prepared_slots_taken,
     refusals_of_transactions_do_not_count,
+    differing_row,
+    row_too_many,
+    state_file_unwritable,
+    workers_terminated,
+    receiver_terminated_in_recovery,
+    workers_killed,
+    log_disk_full,
+    cut_off_and_made_anew,
 );
 
 /// What the others may take until they can write again.
@@ -150,4 +161,296 @@ fn refusals_of_transactions_do_not_count(a: &Arena) -> Result<()> {
     let after = generation(a, 1)?;
     ensure!(before == after, "the generation changed from {before} to {after}");
     all_are_online(a)
+}
+
+/// Somebody deleted a row on one node only.
+fn differing_row(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE x_row(\"I d\" text PRIMARY KEY, n int)")?;
+    a.run(1, "INSERT INTO x_row SELECT 'it''s ' || g, 0 FROM generate_series(1, 9) g")?;
+    admin(a, 3)?.run("DELETE FROM x_row WHERE \"I d\" = 'it''s 5'")?;
+    in_the_end(a, 1, "UPDATE x_row SET n = 7 WHERE \"I d\" = 'it''s 5'")?;
+    let words = ["public.x_row", "(I d)=(it's 5)", "nodes 1 and 2 have it", "return_to_cluster"];
+    stays_out(a, 3, &words)?;
+    a.run(2, "UPDATE x_row SET n = 8 WHERE \"I d\" = 'it''s 1'")?;
+    // A restart does not make it any better.
+    a.cluster.node(3)?.stop()?;
+    a.cluster.node(3)?.start()?;
+    stays_out(a, 3, &words)?;
+    admin(a, 3)?.run("INSERT INTO x_row VALUES ('it''s 5', 0)")?;
+    admin(a, 3)?.run("SELECT mtm.return_to_cluster()")?;
+    all_are_online(a)?;
+    a.expect("SELECT sum(n), count(*) FROM x_row", "15,9")
+}
+
+/// Somebody inserted a row on one node only.
+fn row_too_many(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE x_key(a int, b text, PRIMARY KEY (a, b))")?;
+    admin(a, 2)?.run("INSERT INTO x_key VALUES (7, 'o''clock, or so')")?;
+    in_the_end(a, 3, "INSERT INTO x_key VALUES (7, 'o''clock, or so')")?;
+    stays_out(a, 2, &["x_key_pkey", "(a, b)=(7, o'clock, or so)", "nodes 1 and 3 do not have it"])?;
+    admin(a, 2)?.run("DELETE FROM x_key")?;
+    admin(a, 2)?.run("SELECT mtm.return_to_cluster()")?;
+    all_are_online(a)?;
+    a.expect("SELECT count(*) FROM x_key", "1")
+}
+
+/// What a node may not forget cannot be written: it says so, again and again but not all the time.
+fn state_file_unwritable(a: &Arena) -> Result<()> {
+    let (two, three) = (a.cluster.node(2)?, a.cluster.node(3)?);
+    let directory = three.data.join("multimaster");
+    let permit = |mode| std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(mode));
+    let from = std::fs::metadata(&three.log)?.len();
+    permit(0o500)?;
+    two.stop()?;
+    let said = until("node 3 says what it cannot write", GO_ON_WITHIN, || {
+        let n = said_since(three, from, "multimaster cannot go on")?;
+        Ok((n >= 3).then_some(()))
+    });
+    let all = said_since(three, from, "multimaster cannot go on")?;
+    let named = said_since(three, from, "multimaster/generation")?;
+    permit(0o700)?;
+    two.start()?;
+    said?;
+    ensure!(all < 60 && named > 0, "said {all} times, with the file's name {named} times");
+    all_are_online(a)
+}
+
+/// How often the node has logged these words since its log was `from` bytes long.
+fn said_since(server: &Server, from: u64, words: &str) -> Result<usize> {
+    let bytes = std::fs::read(&server.log)?;
+    let text =
+        String::from_utf8_lossy(&bytes[usize::try_from(from)?.min(bytes.len())..]).into_owned();
+    Ok(text.lines().filter(|line| line.contains(words)).count())
+}
+
+const WORKERS: [&str; 7] = [
+    "mtm-monitor",
+    "mtm-campaigner",
+    "mtm-resolver",
+    "mtm-health",
+    "mtm-dmq-sender",
+    "mtm-logrep-receiver",
+    "mtm-logrep-receiver-dynworker",
+];
+
+/// The process of one of our workers on node 2.
+fn worker(a: &Arena, kind: &str) -> Result<i32> {
+    if kind.ends_with("dynworker") {
+        // Too large for the receiver itself.
+        a.run(1, "INSERT INTO x_work SELECT g, repeat('x', 100) FROM generate_series(1, 1000) g; DELETE FROM x_work")?;
+    }
+    let query =
+        format!("SELECT coalesce(min(pid), 0) FROM pg_stat_activity WHERE backend_type = '{kind}'");
+    until(&format!("node 2 has a process {kind}"), BACK_WITHIN, || {
+        let pid: i32 = admin(a, 2)?.one(&query)?.parse()?;
+        Ok((pid != 0).then_some(pid))
+    })
+}
+
+fn is_gone(pid: i32) -> Result<()> {
+    until(&format!("process {pid} is gone"), BACK_WITHIN, || {
+        Ok(crate::process::state(pid).is_none().then_some(()))
+    })
+}
+
+fn workers_terminated(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE x_work(id int PRIMARY KEY, v text)")?;
+    let crashes = |a: &Arena| -> Result<usize> {
+        said_since(a.cluster.node(2)?, 0, "all server processes terminated")
+    };
+    let before = crashes(a)?;
+    for kind in WORKERS {
+        let pid = worker(a, kind)?;
+        admin(a, 2)?.run(&format!("SELECT pg_terminate_backend({pid})"))?;
+        is_gone(pid)?;
+        worker(a, kind)?;
+        all_are_online(a).with_context(|| format!("{kind} was terminated"))?;
+    }
+    ensure!(crashes(a)? == before, "the server was restarted");
+    Ok(())
+}
+
+fn receiver_terminated_in_recovery(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE x_recover(id int PRIMARY KEY)")?;
+    a.cluster.node(3)?.stop()?;
+    let session = a.on(1)?.patience(GO_ON_WITHIN);
+    for i in 0..1500 {
+        session.run(&format!("INSERT INTO x_recover VALUES ({i})"))?;
+    }
+    a.cluster.node(3)?.start()?;
+    let mut ended = 0;
+    until("node 3 recovers although its receiver is ended", BACK_WITHIN, || {
+        let session = admin(a, 3)?;
+        if ended < 3 {
+            let n: usize = session
+                .one(
+                    "SELECT count(*) FILTER (WHERE pg_terminate_backend(receiver_pid))
+                       FROM mtm.nodes() WHERE receiver_mode = 'recovery'",
+                )?
+                .parse()?;
+            ended += n;
+        }
+        Ok((session.one("SELECT status FROM mtm.status()")? == "online").then_some(()))
+    })?;
+    ensure!(ended > 0, "recovery was over too soon");
+    all_are_online(a)?;
+    a.expect("SELECT count(*) FROM x_recover", "1500")
+}
+
+fn workers_killed(a: &Arena) -> Result<()> {
+    for kind in WORKERS {
+        let pid = worker(a, kind)?;
+        let process = nix::unistd::Pid::from_raw(pid);
+        nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL)?;
+        is_gone(pid)?;
+        worker(a, kind).with_context(|| format!("{kind} was killed"))?;
+        all_are_online(a).with_context(|| format!("{kind} was killed"))?;
+    }
+    Ok(())
+}
+
+fn command(program: &str, arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    crate::server::succeed(command, program)
+}
+
+/// PostgreSQL panics when its log's disk is full. The others go on, and after there is room again
+/// and the server was started, the node is back.
+fn log_disk_full(a: &Arena) -> Result<()> {
+    if !is_root() {
+        println!("    left out: a small disk can be mounted by root only");
+        return Ok(());
+    }
+    let three = a.cluster.node(3)?;
+    let (log, small) = (three.data.join("pg_wal"), three.data.with_file_name("small"));
+    let (log_text, small_text) = (log.display().to_string(), small.display().to_string());
+    a.run(1, "CREATE TABLE x_full(id int PRIMARY KEY, v text)")?;
+    three.stop()?;
+    std::fs::create_dir_all(&small)?;
+    command("mount", &["-t", "tmpfs", "-o", "size=400m", "tmpfs", &small_text])?;
+    give_to_server(&small)?;
+    let result = command("cp", &["-a", &format!("{log_text}/."), &format!("{small_text}/")])
+        .and_then(|()| command("mv", &[&log_text, &format!("{log_text}.away")]))
+        .and_then(|()| Ok(std::os::unix::fs::symlink(&small, &log)?))
+        .and_then(|()| full_and_back(a, three, &small));
+    three.stop().or_else(|_| three.kill())?;
+    command("rm", &["-f", &log_text])?;
+    command("mkdir", &["-m", "700", &log_text])?;
+    command("cp", &["-a", &format!("{small_text}/."), &log_text])?;
+    give_to_server(&log)?;
+    command("umount", &[&small_text])?;
+    command("rm", &["-rf", &format!("{log_text}.away")])?;
+    three.start()?;
+    result?;
+    all_are_online(a)?;
+    a.same("SELECT count(*), sum(length(v)) FROM x_full").map(drop)
+}
+
+fn full_and_back(a: &Arena, three: &Server, small: &Path) -> Result<()> {
+    three.start()?;
+    all_are_online(a)?;
+    let from = std::fs::metadata(&three.log)?.len();
+    let filler = small.join("filler");
+    let filled = std::fs::write(&filler, vec![0; 500 << 20]);
+    ensure!(filled.is_err(), "the disk is not full");
+    let mut written = 0;
+    until("node 3 has no place for its log, and the others go on", BACK_WITHIN, || {
+        let insert = format!(
+            "INSERT INTO x_full SELECT {written} + g, repeat('x', 500) FROM generate_series(1, 2000) g"
+        );
+        if a.run(1, &insert).is_ok() {
+            written += 2000;
+        }
+        let panics = said_since(three, from, "PANIC")?;
+        Ok((panics > 0 && written >= 60_000).then_some(()))
+    })?;
+    std::fs::remove_file(&filler)?;
+    if three.life() == Life::Stopped {
+        three.start()?;
+    }
+    all_are_online(a)?;
+    a.expect("SELECT count(*) FROM x_full", &written.to_string())
+}
+
+/// More log than allowed would have to be kept for an absent node. It is cut off, says why, and the
+/// cluster is made anew from one node's data, as the manual says.
+fn cut_off_and_made_anew(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE x_cut(id int PRIMARY KEY, v text)")?;
+    let limit = |id: usize, sql: &str| -> Result<()> {
+        admin(a, id)?.run(sql)?;
+        admin(a, id)?.run("SELECT pg_reload_conf()").map(drop).map_err(Into::into)
+    };
+    let three = a.cluster.node(3)?;
+    let one = a.cluster.node(1)?;
+    let from = std::fs::metadata(&one.log)?.len();
+    three.stop()?;
+    for id in [1, 2] {
+        limit(id, "ALTER SYSTEM SET multimaster.max_retained_wal = '24MB'")?;
+    }
+    let mut written = 0;
+    until("node 3 is cut off", BACK_WITHIN, || {
+        let insert = format!(
+            "INSERT INTO x_cut SELECT {written} + g, repeat('x', 500) FROM generate_series(1, 4000) g"
+        );
+        a.run(1, &insert)?;
+        written += 4000;
+        let slots = |id| a.ask(id, "SELECT state FROM mtm.retained_wal WHERE id = 3");
+        Ok((slots(1)? == "lost" && slots(2)? == "lost").then_some(()))
+    })?;
+    for words in ["node 3 is absent", "50 % of", "node 3 is cut off"] {
+        ensure!(said_since(one, from, words)? > 0, "node 1 did not say: {words}");
+    }
+    let own = a.ask(1, "SELECT state FROM mtm.retained_wal WHERE id = 1")?;
+    ensure!(own == "kept", "mtm_self: {own}");
+    three.start()?;
+    let words = ["no longer has the log that this node needs", "mtm_slot_3"];
+    stays_out(a, 3, &words)?;
+    // Who makes the slot by hand does not make up for what is missing.
+    for id in [1, 2] {
+        admin(a, id)?.run(
+            "SELECT pg_create_logical_replication_slot('mtm_slot_3', 'multimaster', false, true)",
+        )?;
+    }
+    three.stop()?;
+    three.start()?;
+    stays_out(a, 3, &words)?;
+    let refused = admin(a, 3)?.refused("SELECT mtm.return_to_cluster()")?;
+    ensure!(refused.state == "55000", "{refused}");
+    a.run(2, "INSERT INTO x_cut VALUES (-1, 'the others go on')")?;
+    for id in [1, 2] {
+        limit(id, "ALTER SYSTEM RESET multimaster.max_retained_wal")?;
+    }
+    make_anew(a)?;
+    all_are_online(a)?;
+    a.expect("SELECT count(*) FROM x_cut", &(written + 1).to_string())
+}
+
+/// The steps of docs/retention.md, "The way back".
+fn make_anew(a: &Arena) -> Result<()> {
+    let one = a.cluster.node(1)?;
+    let others = [a.cluster.node(2)?, a.cluster.node(3)?];
+    others.iter().try_for_each(|node| node.stop())?;
+    until("node 1 is taken out of its cluster", BACK_WITHIN, || {
+        let session = admin(a, 1)?;
+        ensure!(session.one("SELECT count(*) FROM pg_prepared_xacts")? == "0", "undecided");
+        session.run("SELECT mtm.unconfigure_node()")?;
+        Ok(Some(()))
+    })?;
+    admin(a, 1)?.run(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+          WHERE slot_name LIKE 'mtm\\_slot\\_%'",
+    )?;
+    for node in others {
+        std::fs::remove_dir_all(&node.data)?;
+        node.clone_from(one, "copy")?;
+        std::fs::remove_file(node.data.join("standby.signal"))?;
+        node.configure(&[("port".to_owned(), node.port.to_string())])?;
+        node.start()?;
+    }
+    let peers: Vec<String> = others.iter().map(|node| format!("'{}'", node.conninfo())).collect();
+    let call =
+        format!("SELECT mtm.init_cluster('{}', ARRAY[{}])", one.conninfo(), peers.join(", "));
+    one.connect()?.patience(BACK_WITHIN).run(&call)?;
+    Ok(())
 }

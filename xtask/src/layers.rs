@@ -25,9 +25,14 @@ pub enum Layer {
     Tla,
     /// Three real servers.
     Cluster,
+    /// Three real servers, their faults, and clients whose histories are checked.
+    Torture,
     /// All of them.
     All,
 }
+
+/// The short run of every test; longer ones are for `cargo xtask torture`.
+const TORTURE_MINUTES: &str = "1";
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
@@ -68,7 +73,9 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let logs = logs_directory()?;
     let mut sum = Tally::default();
-    for layer in [Layer::Unit, Layer::Loom, Layer::Sim, Layer::Tla, Layer::Cluster] {
+    let layers =
+        [Layer::Unit, Layer::Loom, Layer::Sim, Layer::Tla, Layer::Cluster, Layer::Torture];
+    for layer in layers {
         if options.layer != layer && options.layer != Layer::All {
             continue;
         }
@@ -155,6 +162,17 @@ fn run_layer(layer: Layer, options: &Options, logs: &Path) -> Result<Option<Tall
             let mut command = Command::new("bash");
             command.arg(script);
             observe(command, logs, "tla").map(Some)
+        }
+        Layer::Torture => {
+            let this = std::env::current_exe().context("cannot find this program")?;
+            let mut command = Command::new(this);
+            command.args(["torture", "--minutes", TORTURE_MINUTES, "--seed", "2026"]);
+            let profile = match Profile::choose(options.profile)? {
+                Profile::Dev => "dev",
+                Profile::Release => "release",
+            };
+            command.args(["--profile", profile]);
+            observe(command, logs, "torture").map(Some)
         }
         Layer::Cluster | Layer::All => crate::suite::run(&Plan {
             filter: options.filter.clone(),

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 /// Between the end of one fault and the next.
 const CALM_MS: (u64, u64) = (300, 1500);
-/// With `--require-survival`: a write outage longer than this is a violation when a majority was
+/// Without `--allow-outages`: a write outage longer than this is a violation when a majority was
 /// left. The default heartbeat timeout is 2 s; the rest is for a machine that is shared.
 const SURVIVAL: Duration = Duration::from_secs(4);
 
@@ -57,11 +57,9 @@ pub struct Options {
     /// Seconds after the end of a fault until every node must be online and write by itself.
     #[arg(long, default_value_t = 60)]
     rejoin_limit: u64,
-    // Issue 4: failed nodes are not excluded yet, and while one is missing nobody writes. When
-    // that is there this becomes the rule.
-    /// It is a violation when writes stop although a majority of the nodes is left.
+    /// It is no violation when writes stop although a majority of the nodes is left.
     #[arg(long)]
-    require_survival: bool,
+    allow_outages: bool,
     /// Only check this history again, without servers.
     #[arg(long, value_name = "FILE")]
     check: Option<PathBuf>,
@@ -322,7 +320,7 @@ impl Run<'_> {
     }
 
     fn survival(&self, records: &[Record]) -> Vec<String> {
-        if !self.options.require_survival {
+        if self.options.allow_outages {
             return Vec::new();
         }
         let mut wrong = Vec::new();

@@ -239,11 +239,16 @@ fn worker(a: &Arena, kind: &str) -> Result<i32> {
         // Too large for the receiver itself.
         a.run(1, "INSERT INTO x_work SELECT g, repeat('x', 100) FROM generate_series(1, 1000) g; DELETE FROM x_work")?;
     }
-    let query =
-        format!("SELECT coalesce(min(pid), 0) FROM pg_stat_activity WHERE backend_type = '{kind}'");
+    let data = &a.cluster.node(2)?.data;
+    let title = format!("postgres: {kind}");
+    // The one without a database is not in pg_stat_activity.
+    let is_one = |pid: &i32| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let rest = name.strip_prefix(&title);
+        rest.is_some_and(|rest| rest.trim_matches([' ', '\0']).chars().all(|c| c.is_ascii_digit()))
+    };
     until(&format!("node 2 has a process {kind}"), BACK_WITHIN, || {
-        let pid: i32 = admin(a, 2)?.one(&query)?.parse()?;
-        Ok((pid != 0).then_some(pid))
+        Ok(crate::process::of_server(data).into_iter().find(is_one))
     })
 }
 
@@ -261,7 +266,8 @@ fn workers_terminated(a: &Arena) -> Result<()> {
     let before = crashes(a)?;
     for kind in WORKERS {
         let pid = worker(a, kind)?;
-        admin(a, 2)?.run(&format!("SELECT pg_terminate_backend({pid})"))?;
+        let process = nix::unistd::Pid::from_raw(pid);
+        nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGTERM)?;
         is_gone(pid)?;
         worker(a, kind)?;
         all_are_online(a).with_context(|| format!("{kind} was terminated"))?;

@@ -391,8 +391,13 @@ fn cut_off_and_made_anew(a: &Arena) -> Result<()> {
     let one = a.cluster.node(1)?;
     let from = std::fs::metadata(&one.log)?.len();
     three.stop()?;
+    let mut most = 0;
     for id in [1, 2] {
-        limit(id, "ALTER SYSTEM SET multimaster.max_retained_wal = '24MB'")?;
+        let kept = a.ask(id, "SELECT max(bytes) / 1048576 FROM mtm.retained_wal")?;
+        most = most.max(kept.parse::<i64>()? + 64);
+    }
+    for id in [1, 2] {
+        limit(id, &format!("ALTER SYSTEM SET multimaster.max_retained_wal = '{most}MB'"))?;
     }
     let mut written = 0;
     until("node 3 is cut off", BACK_WITHIN, || {
@@ -401,6 +406,8 @@ fn cut_off_and_made_anew(a: &Arena) -> Result<()> {
         );
         a.run(1, &insert)?;
         written += 4000;
+        // Some megabytes between two looks of the node, so that it sees what it is to warn about.
+        std::thread::sleep(Duration::from_millis(200));
         let slots = |id| a.ask(id, "SELECT state FROM mtm.retained_wal WHERE id = 3");
         Ok((slots(1)? == "lost" && slots(2)? == "lost").then_some(()))
     })?;

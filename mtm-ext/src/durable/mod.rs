@@ -61,12 +61,7 @@ pub fn found_at_start(me: NodeId) -> Start {
 /// Saves what a restart must know, and lets go of the log before `start`, a position that was read
 /// before the rest. If the file cannot be written, the checkpoint before it
 /// still stands.
-pub fn take_checkpoint(
-    remembered: Vec<(Gid, Found)>,
-    forgotten: Below,
-    next: Xid,
-    start: Lsn,
-) {
+pub fn take_checkpoint(remembered: Vec<(Gid, Found)>, forgotten: Below, next: Xid, start: Lsn) {
     let header = shmem::header();
     let Some(node) = header.me() else { return };
     let cluster = header.cluster_id.load(Ordering::Relaxed);

@@ -66,7 +66,7 @@ fn word_of(item: Item<'_>) -> Result<Option<Word>, DecodeError> {
         Item::Message { xid, prefix, content } => match Entry::decode(prefix, content)? {
             Some(Entry::Announced(announced)) => {
                 Some(Word::Announced { gid: announced.gid, local: announced.xid })
-            },
+            }
             Some(Entry::Marker(gid)) => Some(Word::Marked { xid, gid }),
             Some(Entry::AbortAccepted(gid)) => Some(Word::AbortAccepted(gid)),
             Some(Entry::Installed(installed)) => Some(Word::Installed {

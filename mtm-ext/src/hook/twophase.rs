@@ -12,8 +12,8 @@ use super::commit::{
 use crate::machine::log_abort_accepted;
 use crate::pg::conn::{Conn, ConnError};
 use crate::pg::shmem::{self, RefusalCopy};
-use crate::report;
 use crate::pg::{message, proc, xact};
+use crate::report;
 use crate::{cluster, dmq, guc, machine};
 use core::cell::Cell;
 use core::sync::atomic::Ordering;

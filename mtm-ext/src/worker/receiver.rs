@@ -24,6 +24,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 const RETRY_US: u64 = 300_000;
+/// The same where nothing can be hoped for.
+const LOST_US: u64 = 10_000_000;
 const FEEDBACK_US: u64 = 1_000_000;
 /// How long a peer that is shutting down is kept waiting for what it could still settle.
 const FAREWELL_US: u64 = 500_000;
@@ -113,7 +115,8 @@ fn serve(origin: NodeId, in_place: InPlace) {
             pgrx::log!("multimaster: the stream from node {origin} broke: {text}");
             complained = text;
         }
-        receiver.pause(RETRY_US);
+        let lost = health::standing(Cause::LogLost).is_some();
+        receiver.pause(if lost { LOST_US } else { RETRY_US });
     }
 }
 

@@ -241,9 +241,7 @@ impl Database {
         let mut restart = Restart::new(&saved);
         for record in &self.wal[start..] {
             let word = match record {
-                Record::Announce(gid, _, local) => {
-                    Word::Announced { gid: *gid, local: *local }
-                }
+                Record::Announce(gid, _, local) => Word::Announced { gid: *gid, local: *local },
                 Record::Commit(gid, _) => {
                     // A commit record bears its name in a record of its transaction.
                     restart.read(Word::Marked { xid: 1, gid: *gid });

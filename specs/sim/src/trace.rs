@@ -139,7 +139,6 @@ pub(crate) const fn is_news(input: &Input) -> bool {
                 | generations::Input::Connected(_)
                 | generations::Input::Persisted(_)
                 | generations::Input::Message { .. }
-        )
-            | Input::Message { .. }
+        ) | Input::Message { .. }
     )
 }

@@ -68,6 +68,9 @@ fn what_was_found_once_stays_mended() {
         (200_185, Shape::Nodes(3)),
         (200_969, Shape::Nodes(5)),
         (201_081, Shape::Nodes(3)),
+        (8_000_673, Shape::Nodes(3)),
+        (8_000_738, Shape::Referee),
+        (8_000_742, Shape::Referee),
     ];
     for (seed, shape) in found {
         assert_eq!(run(&Plan::new(seed, shape), false).violation, None, "seed {seed} {shape:?}");

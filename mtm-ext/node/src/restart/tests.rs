@@ -193,7 +193,7 @@ fn by_the_rules(
         _ if prepared => Some(Found::Prepared),
         Some(Found::AnnouncedOnly { local }) if own && committed.contains(&local.0) => {
             Some(Found::Committed)
-        },
+        }
         other => other,
     }
 }
@@ -246,6 +246,16 @@ fn announcements_go_on_above_every_number_that_was_ever_durable() {
     assert_eq!(next(&saved, &words), Xid(9));
     saved.forgotten[0] = Xid(10);
     assert_eq!(next(&saved, &words), Xid(10));
+}
+
+/// Found by the simulator (specs/adr/0114): the peers had accepted abort, the announcement was
+/// lost, and the next transaction got the same gid.
+#[test]
+fn a_number_whose_abort_was_accepted_is_used_up() {
+    let mut restart = Restart::new(&checkpoint(&[]));
+    restart.read(Word::AbortAccepted(gid(ME, 7)));
+    restart.read(Word::AbortAccepted(gid(2, 70)));
+    assert_eq!(restart.next(), Xid(8));
 }
 
 proptest! {

@@ -113,7 +113,8 @@ impl World {
             from.db.wal[..from.db.flushed].iter().filter_map(inherited).collect();
         let base = wal.len();
         let remembered = from.db.committed.iter().map(|gid| (*gid, Found::Committed)).collect();
-        wal.push(Record::Checkpoint { start: base, forgotten, remembered });
+        let next = mtm_core::Xid(1);
+        wal.push(Record::Checkpoint { start: base, forgotten, next, remembered });
         let (mut confirmed, mut known) = (from.confirmed.clone(), from.known.clone());
         (confirmed[d], known[d]) = (from.db.flushed, true);
         let flushed = wal.len();

@@ -114,7 +114,9 @@ impl World {
         let start = self.hosts[to].receivers[from].at.min(flushed);
         self.hosts[to].receivers[from].at = flushed;
         for at in start..flushed {
-            let Record::Announce(gid, body, _) = self.hosts[from].db.wal[at].clone() else { continue };
+            let Record::Announce(gid, body, _) = self.hosts[from].db.wal[at].clone() else {
+                continue;
+            };
             if self.hosts[from].backend_of(&gid).is_none() {
                 continue;
             }

@@ -5,7 +5,9 @@ use super::arena::{Arena, is_retryable};
 use super::checks;
 use super::foreign::race;
 use crate::session::Session;
+use crate::wait::until;
 use anyhow::{Context, Result, ensure};
+use std::time::Duration;
 
 checks!("integrity":
     peers_look_for_themselves,
@@ -292,7 +294,11 @@ fn freed_parent_is_seen_at_once(a: &Arena) -> Result<()> {
         two.run(&format!("DELETE FROM i_free WHERE id = {id}"))
             .with_context(|| format!("parent {id}, whose child has just gone"))?;
     }
-    a.expect("SELECT (SELECT count(*) FROM i_free), (SELECT count(*) FROM i_free_c)", "1,100")
+    // These sessions did not wait for the others.
+    until("every node has what was committed", Duration::from_secs(20), || {
+        let rows = "SELECT (SELECT count(*) FROM i_free), (SELECT count(*) FROM i_free_c)";
+        a.expect(rows, "1,100").map(Some)
+    })
 }
 
 /// A transaction that changes a parent's other columns, and does not end, is in no child's way.

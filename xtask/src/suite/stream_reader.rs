@@ -189,10 +189,12 @@ impl<'a> Slot<'a> {
     }
 
     /// What the plugin says in this mode, from the confirmed place on, without announcements that
-    /// recovery passes over.
+    /// recovery passes over, and without the node's own syncpoints, which come when it likes.
     pub(super) fn peek(&self, options: &str) -> Result<Vec<Event>> {
         let mut events = self.peek_all(options)?;
-        events.retain(|event| event.said != Said::Announcement);
+        let is_of_checks =
+            |event: &Event| !matches!(event.said, Said::Announcement | Said::Syncpoint(_));
+        events.retain(is_of_checks);
         Ok(events)
     }
 

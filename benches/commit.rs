@@ -4,7 +4,7 @@
 #![allow(missing_docs, reason = "criterion_group! makes a public function")]
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use mtm_core::{Instant, Machine, NodeId, NodeSet, Outbox, Xid};
+use mtm_core::{Instant, LocalXid, Machine, NodeId, NodeSet, Outbox};
 use mtm_dmq::sync::AtomicU64;
 use mtm_dmq::{Kind, Ring, decode_frame, encode_frame};
 use mtm_generations::{Membership, Record, Timing};
@@ -62,7 +62,7 @@ impl Cluster {
 
     /// Announces on `origin` and carries out all that follows, until nothing does.
     fn commit(&mut self, origin: NodeId, xid: u64, pipe: &mut Pipe<'_>) {
-        self.inputs.push_back((origin, Input::Announce(Xid(xid))));
+        self.inputs.push_back((origin, Input::Announce(LocalXid(xid))));
         let mut out = Outbox::new();
         while let Some((me, input)) = self.inputs.pop_front() {
             let slots = &mut self.slots[me.index()];

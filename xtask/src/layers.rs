@@ -73,8 +73,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let logs = logs_directory()?;
     let mut sum = Tally::default();
-    let layers =
-        [Layer::Unit, Layer::Loom, Layer::Sim, Layer::Tla, Layer::Cluster, Layer::Torture];
+    let layers = [Layer::Unit, Layer::Loom, Layer::Sim, Layer::Tla, Layer::Cluster, Layer::Torture];
     for layer in layers {
         if options.layer != layer && options.layer != Layer::All {
             continue;

@@ -152,9 +152,7 @@ impl Restart {
         }
         for (gid, last) in &mut self.found {
             match last {
-                Found::AnnouncedOnly { local }
-                    if gid.origin == self.me && is_committed(*local) =>
-                {
+                Found::AnnouncedOnly { local } if gid.origin == self.me && is_committed(*local) => {
                     *last = Found::Committed;
                 }
                 Found::AbortAccepted { prepared: still } => *still = prepared.contains(gid),

@@ -309,8 +309,9 @@ fn workers_killed(a: &Arena) -> Result<()> {
         let process = nix::unistd::Pid::from_raw(pid);
         nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL)?;
         is_gone(pid)?;
-        worker(a, kind).with_context(|| format!("{kind} was killed"))?;
+        // Not before it is a member again has it work, and so apply workers.
         all_are_online(a).with_context(|| format!("{kind} was killed"))?;
+        worker(a, kind).with_context(|| format!("{kind} was killed"))?;
     }
     Ok(())
 }

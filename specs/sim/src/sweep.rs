@@ -109,7 +109,7 @@ impl Coverage {
 impl Case {
     /// The first seed whose history shows the bug, within the stated number.
     pub fn find(&self) -> Option<(Plan, Verdict)> {
-        (0..self.seeds).find_map(|seed| {
+        (self.from..self.from + self.seeds).find_map(|seed| {
             let plan = self.plan(seed);
             let verdict = run(&plan, false);
             verdict.violation.is_some().then_some((plan, verdict))

@@ -54,7 +54,8 @@ fn is_online(a: &Arena, id: usize) -> Result<()> {
 
 fn all_are_online(a: &Arena) -> Result<()> {
     a.ids().into_iter().try_for_each(|id| is_online(a, id))?;
-    a.can_write()
+    // The last change of the members may still be under way elsewhere.
+    until("all nodes write", BACK_WITHIN, || a.can_write().map(Some))
 }
 
 /// Waits until a node stays out by itself and says so with these words.

@@ -79,8 +79,11 @@ fn go_on(a: &Arena, nodes: &[usize], table: &str, row: &mut usize) -> Result<()>
         *row += 1;
         writes(a, id, table, *row)?;
         for &reader in nodes {
-            let found =
-                a.ask(reader, &format!("SELECT count(*) FROM {table} WHERE id = {}", *row))?;
+            // A node that was started a moment ago may still refuse to read.
+            let query = format!("SELECT count(*) FROM {table} WHERE id = {}", *row);
+            let found = until(&format!("node {reader} reads"), BACK_WITHIN, || {
+                a.ask(reader, &query).map(Some)
+            })?;
             ensure!(found == "1", "node {reader} does not have what node {id} wrote");
         }
     }

@@ -42,20 +42,11 @@ pub fn generation(input: Generation) -> Vec<Effect> {
     feed(Input::Generation(input))
 }
 
-/// Announces this process' transaction: notes it in the same step in which it is stamped and
-/// numbered.
+/// Announces this process' transaction; its place is taken in the same step in which it is stamped
+/// and numbered.
 pub fn announce(xid: LocalXid) -> Option<Effect> {
-    let note = |state: &mut NodeState, effects: &[Effect]| {
-        let stamped = effects.iter().find_map(|effect| match effect {
-            Effect::WriteAnnouncement(gid) => Some(*gid),
-            _ => None,
-        });
-        if stamped.is_some() {
-            state.occupy(stamped);
-        }
-    };
-    let effects = run_noting(Input::Announce(xid), Finisher::Workers, note);
-    effects.into_iter().find(|e| matches!(e, Effect::WriteAnnouncement(_) | Effect::Rejected(..)))
+    let answers = |e: &Effect| matches!(e, Effect::WriteAnnouncement(_) | Effect::Rejected(..));
+    feed(Input::Announce(xid)).into_iter().find(answers)
 }
 
 /// Steps the machine after `note`, in one locked section with it.
@@ -68,32 +59,19 @@ pub fn look<R>(body: impl FnOnce(&mut Node<'_>) -> R) -> Option<R> {
     shmem::node(|state| state.node().map(|mut node| body(&mut node)))
 }
 
+/// Steps the machine with `input`, after `before` in the same locked section, and with what
+/// follows from it at once.
 fn run(input: Input, finisher: Finisher, before: impl FnOnce(&mut NodeState)) -> Vec<Effect> {
     let mut before = Some(before);
-    drive(input, finisher, |state| before.take().into_iter().for_each(|b| b(state)), |_, _| {})
-}
-
-fn run_noting(
-    input: Input,
-    finisher: Finisher,
-    note: impl FnMut(&mut NodeState, &[Effect]),
-) -> Vec<Effect> {
-    drive(input, finisher, |_| {}, note)
-}
-
-fn drive(
-    input: Input,
-    finisher: Finisher,
-    mut before: impl FnMut(&mut NodeState),
-    mut note: impl FnMut(&mut NodeState, &[Effect]),
-) -> Vec<Effect> {
     let mut mine = Vec::new();
     let mut inputs = VecDeque::from([input]);
     while let Some(input) = inputs.pop_front() {
         let mut out = Outbox::new();
         let mut wakes = Wakes::default();
         let step = shmem::node(|state| {
-            before(state);
+            if let Some(before) = before.take() {
+                before(state);
+            }
             let now = proc::now();
             let Some(mut node) = state.node() else { return Ok(Vec::new()) };
             let step = node.step(now, input, &mut out);
@@ -104,7 +82,6 @@ fn drive(
                 // Clients look for themselves from here on: see `hook::access`.
                 shmem::header().serving_until_us.store(0, Ordering::Release);
             }
-            note(state, out.as_slice());
             route(state, input, out.as_slice(), finisher, &mut wakes);
             step.map(|()| held)
         });
@@ -191,6 +168,8 @@ fn route(
 ) {
     for effect in effects {
         match effect {
+            // It answers the input of the process whose transaction it is.
+            Effect::WriteAnnouncement(gid) => state.occupy(Some(*gid)),
             Effect::WriteCommit(gid) => tell_backend(state, gid, wakes, |b| b.commit = true),
             Effect::Answer(gid, outcome) => {
                 tell_backend(state, gid, wakes, |b| b.outcome = Some(*outcome));

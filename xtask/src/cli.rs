@@ -261,6 +261,26 @@ fn logs(cluster: &Cluster, node: usize, follow: bool) -> Result<()> {
     Err(command.arg(&server.log).exec()).context("cannot run tail")
 }
 
+/// Where a command's own servers go, and how they are made.
+#[derive(Debug, clap::Args)]
+pub struct Servers {
+    /// Where the cluster goes.
+    #[arg(long, value_name = "D")]
+    pub dir: Option<PathBuf>,
+    /// The first node's port; the others follow.
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// A setting for every node.
+    #[arg(long, value_name = "name=value", value_parser = setting)]
+    pub set: Vec<(String, String)>,
+    /// How to compile the extension (default: `MTM_PROFILE`, else release).
+    #[arg(long, value_enum)]
+    pub profile: Option<Profile>,
+    /// Leave the cluster running.
+    #[arg(long)]
+    pub keep: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

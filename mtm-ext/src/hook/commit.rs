@@ -31,7 +31,7 @@ const SETTLE_US: u64 = 3_000_000;
 const LOOK_US: u64 = 500_000;
 
 /// Why a transaction is aborted.
-enum Cause {
+pub(super) enum Cause {
     Refused(RefusalCopy),
     LostConflict(Gid),
     LostPeers(NodeSet),
@@ -285,7 +285,8 @@ fn await_settlement(gid: Gid, cause: Option<Cause>) -> ! {
     raise_unknown(gid, cause)
 }
 
-fn raise(gid: Gid, cause: Option<Cause>) -> ! {
+/// Tells the client that its transaction is rolled back, and why.
+pub(super) fn raise(gid: Gid, cause: Option<Cause>) -> ! {
     match cause {
         Some(Cause::Refused(refusal)) => raise_refusal(gid, &refusal),
         Some(Cause::LostConflict(winner)) => raise_conflict(gid, winner),
@@ -330,7 +331,8 @@ fn raise_unknown(gid: Gid, cause: Option<Cause>) -> ! {
     );
 }
 
-fn list(nodes: NodeSet) -> String {
+/// Numbers of nodes, for a message.
+pub(super) fn list(nodes: NodeSet) -> String {
     nodes.iter().map(|node| node.to_string()).collect::<Vec<_>>().join(", ")
 }
 
@@ -343,7 +345,7 @@ fn raise_conflict(gid: Gid, winner: Gid) -> ! {
     );
 }
 
-pub(super) fn raise_refusal(gid: Gid, refusal: &RefusalCopy) -> ! {
+fn raise_refusal(gid: Gid, refusal: &RefusalCopy) -> ! {
     let state = core::str::from_utf8(&refusal.sqlstate).unwrap_or("XX000");
     let (message, detail) = (refusal.message.as_str(), refusal.detail.as_str());
     let space = if detail.is_empty() { "" } else { " " };

@@ -6,7 +6,7 @@
 //! their own rule").
 
 use super::commit::{
-    announce_used_sequences, raise_refusal, refuse_unless_online, write_announcement,
+    Cause, announce_used_sequences, list, raise, refuse_unless_online, write_announcement,
     xid_to_announce,
 };
 use crate::machine::log_abort_accepted;
@@ -20,21 +20,13 @@ use core::sync::atomic::Ordering;
 use mtm_core::{Gid, LocalXid, NodeId, NodeSet, Xid};
 use mtm_node::message::Message;
 use mtm_paxos::commit::{Coordinator, CoordinatorState, CoordinatorStep, Decree};
-use pgrx::{PgSqlErrorCode, ereport};
+use pgrx::PgSqlErrorCode;
 
 thread_local! {
     /// The committed transaction whose peers are still to be waited for.
     static AWAITED: Cell<Option<Gid>> = const { Cell::new(None) };
     /// Whether this process' slot is in use.
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Why a transaction is aborted.
-enum Cause {
-    Refused(RefusalCopy),
-    LostConflict(Gid),
-    LostPeers(NodeSet),
-    Interrupted,
 }
 
 /// XACT_EVENT_PRE_PREPARE of a user's PREPARE TRANSACTION: returns when all members have prepared
@@ -95,7 +87,7 @@ pub fn check_held(gid: &Gid) {
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             format!(
                 "node {} does not hold the prepared transaction",
-                first(members.difference(holders))
+                list(members.difference(holders))
             ),
             "It came back into the cluster while the transaction was prepared.",
             "Roll it back with ROLLBACK PREPARED and do the work again.",
@@ -275,43 +267,6 @@ fn give_up(gid: Gid, cause: Option<Cause>, lost: NodeSet) -> ! {
         }
     });
     raise(gid, Some(cause.unwrap_or(Cause::LostPeers(lost))))
-}
-
-fn raise(gid: Gid, cause: Option<Cause>) -> ! {
-    match cause {
-        Some(Cause::Refused(refusal)) => raise_refusal(gid, &refusal),
-        Some(Cause::LostConflict(winner)) => raise_conflict(gid, winner),
-        Some(Cause::LostPeers(lost)) => {
-            ereport!(
-                ERROR,
-                PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
-                format!("could not commit: connection to node {} was lost", first(lost)),
-                format!(
-                    "Transaction {gid} was rolled back because not every node could confirm it."
-                )
-            );
-        }
-        Some(Cause::Interrupted) | None => proc::check_interrupts(),
-    }
-    ereport!(
-        ERROR,
-        PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
-        "could not commit: the transaction was aborted",
-        format!("Transaction {gid} was rolled back on every node.")
-    );
-}
-
-fn first(nodes: NodeSet) -> String {
-    nodes.iter().map(|node| node.to_string()).collect::<Vec<_>>().join(", ")
-}
-
-fn raise_conflict(gid: Gid, winner: Gid) -> ! {
-    ereport!(
-        ERROR,
-        PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
-        "could not serialize access due to a concurrent transaction on another node",
-        format!("Transaction {gid} lost against transaction {winner} of node {}.", winner.origin)
-    );
 }
 
 /// Waits until every member has committed, or cannot say so any more. The transaction is

@@ -3,6 +3,7 @@
 use super::compat::Port;
 use super::{proc, sys, xact};
 use crate::hook::access::{self, About};
+use crate::pg::chain;
 use core::ffi::{CStr, c_char, c_int};
 use pgrx::pg_sys::{self, NodeTag};
 
@@ -124,23 +125,19 @@ unsafe extern "C-unwind" fn utility(
 ) {
     // SAFETY: the server's argument.
     access::statement(|| unsafe { about_statement((*pstmt).utilityStmt) });
-    // SAFETY: the server's arguments; the boundary turns its errors into panics.
+    // SAFETY: the server's arguments.
     unsafe {
-        match PREVIOUS_UTILITY {
-            Some(next) => crate::ffi::pg_guard_ffi_boundary(|| {
-                next(pstmt, query, read_only_tree, context, params, query_env, dest, completion);
-            }),
-            None => pg_sys::standard_ProcessUtility(
-                pstmt,
-                query,
-                read_only_tree,
-                context,
-                params,
-                query_env,
-                dest,
-                completion,
-            ),
-        }
+        chain::utility(
+            PREVIOUS_UTILITY,
+            pstmt,
+            query,
+            read_only_tree,
+            context,
+            params,
+            query_env,
+            dest,
+            completion,
+        );
     }
 }
 
@@ -175,15 +172,8 @@ unsafe extern "C-unwind" fn run(
         true => About::Cluster,
         false => About::Data,
     });
-    // SAFETY: the server's arguments; the boundary turns its errors into panics.
-    unsafe {
-        match PREVIOUS_RUN {
-            Some(next) => {
-                crate::ffi::pg_guard_ffi_boundary(|| next(desc, direction, count, once));
-            }
-            None => pg_sys::standard_ExecutorRun(desc, direction, count, once),
-        }
-    }
+    // SAFETY: the server's arguments.
+    unsafe { chain::run(PREVIOUS_RUN, desc, direction, count, once) }
 }
 
 /// Whether a plan does nothing but look at the cluster through the functions and views of schema

@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod bgworker;
+mod chain;
 pub mod compat;
 pub mod conn;
 pub mod ddl;

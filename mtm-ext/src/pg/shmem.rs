@@ -19,7 +19,7 @@ use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use mtm_core::{GenNum, Gid, Lsn, MAX_NODES, NodeId, NodeSet, Token};
 use mtm_dmq::ring::Ring;
 use mtm_generations as generations;
-use mtm_node::message::MAX_TEXT;
+use mtm_node::message::{MAX_TEXT, Refusal};
 use mtm_node::table::{Slot, Table};
 use mtm_node::{Core, Entry, Node, Outcome};
 use mtm_paxos::commit::{Coordinator, Participant};
@@ -78,6 +78,18 @@ pub struct RefusalCopy {
     pub detail: Text<MAX_TEXT>,
 }
 
+impl RefusalCopy {
+    /// What `from` said.
+    pub fn new(from: NodeId, refusal: &Refusal<'_>) -> Self {
+        Self {
+            from,
+            sqlstate: refusal.sqlstate,
+            message: Text::new(refusal.message),
+            detail: Text::new(refusal.detail),
+        }
+    }
+}
+
 /// A transaction of this node between its announcement and its end; one per process.
 #[derive(Clone, Copy)]
 pub struct CoordSlot {
@@ -109,6 +121,13 @@ pub struct Part {
     pub asked_us: u64,
     /// Set when it lost a conflict here: against this transaction of this node.
     pub lost_to: Option<Gid>,
+}
+
+impl Part {
+    /// One that no process has; its announcement ends at `lsn` if that is known.
+    pub const fn new(participant: Participant, lsn: Lsn, asked_us: u64) -> Self {
+        Self { participant, lsn, worker: NO_PROC, taken: false, asked_us, lost_to: None }
+    }
 }
 
 /// What the driver keeps for a process whose transaction is announced; one per process.

@@ -1,6 +1,6 @@
 //! Prepared transactions.
 
-use super::{sys, walwake};
+use super::{sys, walwake, xact};
 use pgrx::pg_sys;
 use std::ffi::CString;
 
@@ -40,9 +40,10 @@ pub fn prepare(gid: &str) {
     walwake::restore();
 }
 
-/// COMMIT PREPARED or ROLLBACK PREPARED in a transaction of its own.
+/// COMMIT PREPARED or ROLLBACK PREPARED in a transaction of its own, marked as the cluster's.
 pub fn finish(gid: &str, commit: bool) {
     let gid = CString::new(gid).expect("a gid has no zero byte");
+    xact::mark_origin(mtm_core::Lsn(0));
     // SAFETY: outside a transaction, in a process with a database, as superuser.
     unsafe {
         pg_sys::SetCurrentStatementStartTimestamp();
@@ -54,6 +55,7 @@ pub fn finish(gid: &str, commit: bool) {
         pg_sys::XactLastRecEnd = 0;
         pg_sys::CommitTransactionCommand();
     }
+    xact::unmark_commit_record();
 }
 
 /// Rolls back whatever is open.

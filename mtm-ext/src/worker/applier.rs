@@ -239,31 +239,7 @@ fn apply(
         schema_changed = true;
         ddl(payload);
     };
-    let read = match rows {
-        Rows::Memory(bytes) => {
-            applier.apply(bytes, &mut ddl);
-            Ok(())
-        }
-        Rows::File(name) => spill::replay(name, |piece| {
-            proc::check_interrupts();
-            applier.apply(piece, &mut ddl);
-        }),
-        Rows::Early(name, xid) => spill::replay_early(name, |part| match part {
-            Part::Children(children) => applier.only(xid, children),
-            Part::Piece(piece) => {
-                proc::check_interrupts();
-                applier.begin_piece();
-                applier.apply(piece, &mut ddl);
-            }
-        }),
-    };
-    if let Err(error) = read {
-        pgrx::ereport!(
-            ERROR,
-            pgrx::PgSqlErrorCode::ERRCODE_IO_ERROR,
-            format!("could not read the spill file of transaction {gid}: {error}")
-        );
-    }
+    apply_all(applier, gid, rows, &mut ddl);
     applier.finish();
     let may = may_prepare(gid);
     if may {
@@ -274,6 +250,35 @@ fn apply(
         twophase::prepare(&gid.to_string());
     }
     may
+}
+
+/// Applies all rows of a transaction, wherever they are.
+pub fn apply_all(applier: &mut Applier, gid: &Gid, rows: Rows<'_>, ddl: &mut dyn FnMut(&[u8])) {
+    let read = match rows {
+        Rows::Memory(bytes) => {
+            applier.apply(bytes, ddl);
+            Ok(())
+        }
+        Rows::File(name) => spill::replay(name, |piece| {
+            proc::check_interrupts();
+            applier.apply(piece, ddl);
+        }),
+        Rows::Early(name, xid) => spill::replay_early(name, |part| match part {
+            Part::Children(children) => applier.only(xid, children),
+            Part::Piece(piece) => {
+                proc::check_interrupts();
+                applier.begin_piece();
+                applier.apply(piece, ddl);
+            }
+        }),
+    };
+    if let Err(error) = read {
+        pgrx::ereport!(
+            ERROR,
+            pgrx::PgSqlErrorCode::ERRCODE_IO_ERROR,
+            format!("could not read the spill file of transaction {gid}: {error}")
+        );
+    }
 }
 
 /// Whether the transaction may still be prepared.

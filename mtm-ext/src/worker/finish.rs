@@ -2,9 +2,9 @@
 
 use crate::machine;
 use crate::pg::shmem::{self, NodeState};
-use crate::pg::{proc, twophase, xact};
+use crate::pg::{proc, twophase};
 use core::sync::atomic::Ordering;
-use mtm_core::{Gid, Lsn};
+use mtm_core::Gid;
 use mtm_node::{Input, Role};
 use mtm_paxos::commit::ParticipantState;
 
@@ -95,9 +95,7 @@ pub fn wake(gid: &Gid) {
 
 /// COMMIT PREPARED or ROLLBACK PREPARED, durably, and what follows from it.
 pub fn end(gid: &Gid, commit: bool) {
-    xact::mark_origin(Lsn(0));
     twophase::finish(&gid.to_string(), commit);
-    xact::unmark_commit_record();
     machine::feed_after(Input::Finished(*gid), |state| {
         state.notes.remove(gid);
     });

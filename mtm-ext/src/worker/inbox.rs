@@ -3,7 +3,7 @@
 use super::wire::{Incoming, Outgoing};
 use super::{finish, users};
 use crate::machine;
-use crate::pg::shmem::{self, RefusalCopy, Text};
+use crate::pg::shmem::{self, RefusalCopy};
 use crate::pg::{bgworker, pipe, proc, walwake};
 use core::cell::RefCell;
 use core::sync::atomic::Ordering;
@@ -167,12 +167,7 @@ fn peer_message(from: NodeId, message: PeerMessage) {
 
 /// A vote "no" and why: the reason is kept for the client.
 fn refused(from: NodeId, gid: &Gid, refusal: &Refusal<'_>) {
-    let copy = RefusalCopy {
-        from,
-        sqlstate: refusal.sqlstate,
-        message: Text::new(refusal.message),
-        detail: Text::new(refusal.detail),
-    };
+    let copy = RefusalCopy::new(from, refusal);
     machine::feed_after(Input::Message { from, message: PeerMessage::Refused(*gid) }, |state| {
         state.refuse(gid, &copy);
     });

@@ -4,7 +4,8 @@
 //! Runs in the receiver of that node's stream. Many transactions share a flush; whoever has
 //! undecided or local work in the way is made to give way by the resolver.
 
-use super::spill::{self, Incoming, Rows, Task};
+use super::applier::apply_all;
+use super::spill::{self, Incoming, Task};
 use super::{finish, resolver};
 use crate::health::{self, Cause};
 use crate::machine;
@@ -322,27 +323,9 @@ impl Replay {
         applier.begin();
         // They were checked where it was committed.
         applier.unchecked();
-        let mut ddl = crate::hook::apply_ddl;
-        let rows = match spill::decode(task) {
-            Ok((_, rows)) => rows,
+        match spill::decode(task) {
+            Ok((_, rows)) => apply_all(applier, gid, rows, &mut crate::hook::apply_ddl),
             Err(error) => pgrx::error!("malformed rows in recovery: {error}"),
-        };
-        let read = match rows {
-            Rows::Memory(bytes) => {
-                applier.apply(bytes, &mut ddl);
-                Ok(())
-            }
-            Rows::File(name) | Rows::Early(name, _) => spill::replay(name, |piece| {
-                proc::check_interrupts();
-                applier.apply(piece, &mut ddl);
-            }),
-        };
-        if let Err(error) = read {
-            pgrx::ereport!(
-                ERROR,
-                pgrx::PgSqlErrorCode::ERRCODE_IO_ERROR,
-                format!("could not read the spill file of transaction {gid}: {error}")
-            );
         }
         applier.finish();
     }
@@ -355,9 +338,7 @@ impl Replay {
         }
         if is_prepared(gid) {
             self.flush();
-            xact::mark_origin(Lsn(0));
             twophase::finish(&gid.to_string(), true);
-            xact::unmark_commit_record();
             return true;
         }
         if let Some(task) = task {

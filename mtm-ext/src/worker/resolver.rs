@@ -56,14 +56,7 @@ fn collect_users() {
     let theirs = |gid: &Gid| Some(gid.origin) != me && crate::cluster::is_users(gid);
     for gid in prepared_gids("").into_iter().filter(theirs) {
         shmem::participants(|table| {
-            let fresh = || Part {
-                participant: Participant::found_prepared(),
-                lsn: Lsn(0),
-                worker: proc::NO_PROC,
-                taken: false,
-                asked_us: 0,
-                lost_to: None,
-            };
+            let fresh = || Part::new(Participant::found_prepared(), Lsn(0), 0);
             if table.entry(gid, fresh).is_err() {
                 pgrx::warning!("no place for prepared transaction {gid}");
             }
@@ -138,9 +131,7 @@ fn make_way(waiting: &mut Option<Instant>) {
 
 /// Rolls back a prepared transaction without any outcome: this node lacks it from now on.
 pub fn drop_prepared(gid: &Gid) {
-    xact::mark_origin(Lsn(0));
     twophase::finish(&gid.to_string(), false);
-    xact::unmark_commit_record();
     machine::feed_after(Input::RecoveryDone(*gid), |state| {
         state.notes.remove(gid);
     });

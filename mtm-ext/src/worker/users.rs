@@ -5,7 +5,7 @@
 use crate::dmq;
 use crate::machine::log_abort_accepted;
 use crate::pg::bgworker::Caught;
-use crate::pg::shmem::{self, Part, RefusalCopy, Text};
+use crate::pg::shmem::{self, Part, RefusalCopy};
 use crate::pg::xact::{self, XidStatus};
 use crate::pg::{proc, twophase};
 use core::sync::atomic::Ordering;
@@ -51,12 +51,7 @@ fn step_coordinator(gid: &Gid, step: impl FnOnce(&mut Coordinator) -> Coordinato
 }
 
 fn refused(from: NodeId, gid: &Gid, refusal: &Refusal<'_>) {
-    let copy = RefusalCopy {
-        from,
-        sqlstate: refusal.sqlstate,
-        message: Text::new(refusal.message),
-        detail: Text::new(refusal.detail),
-    };
+    let copy = RefusalCopy::new(from, refusal);
     let woken = shmem::coordinators(|c| {
         let (procno, slot) = c.find(gid)?;
         let step = slot.coordinator.as_mut().map(|c| c.vote(from, false))?;
@@ -101,14 +96,7 @@ fn decided(from: NodeId, gid: &Gid, decree: Decree) {
 /// The origin asks this node to accept abort.
 fn ask_abort(from: NodeId, gid: &Gid) {
     let step = shmem::participants(|table| {
-        let fresh = || Part {
-            participant: Participant::new(),
-            lsn: Lsn(0),
-            worker: proc::NO_PROC,
-            taken: false,
-            asked_us: proc::now().0,
-            lost_to: None,
-        };
+        let fresh = || Part::new(Participant::new(), Lsn(0), proc::now().0);
         let part = table.entry(*gid, fresh).ok()?;
         let step = part.participant.abort_asked();
         if step == ParticipantStep::PersistAbort {
@@ -227,9 +215,7 @@ pub fn release() {
 
 /// COMMIT PREPARED or ROLLBACK PREPARED, and what follows from it.
 pub fn finish(gid: &Gid, commit: bool) {
-    xact::mark_origin(Lsn(0));
     twophase::finish(&gid.to_string(), commit);
-    xact::unmark_commit_record();
     let step = shmem::participants(|table| {
         table.get_mut(gid).map(|part| {
             part.worker = proc::NO_PROC;
@@ -378,14 +364,7 @@ pub fn release_worker(ended: &Caught) {
 pub fn delivered(gid: Gid, lsn: Lsn) -> Option<mtm_paxos::commit::Delivery> {
     let now = proc::now().0;
     let delivery = shmem::participants(|table| {
-        let fresh = || Part {
-            participant: Participant::new(),
-            lsn,
-            worker: proc::NO_PROC,
-            taken: false,
-            asked_us: now,
-            lost_to: None,
-        };
+        let fresh = || Part::new(Participant::new(), lsn, now);
         let part = table.entry(gid, fresh).ok()?;
         part.lsn = lsn;
         Some(part.participant.delivered())

@@ -17,7 +17,6 @@ use crate::table::Table;
 use crate::wait::{step, until};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use worker::{Report, Tally};
@@ -34,21 +33,8 @@ pub struct Options {
     /// Clients with a mixed load on each node.
     #[arg(long, default_value_t = 2)]
     clients: usize,
-    /// Where the cluster goes.
-    #[arg(long, value_name = "D")]
-    dir: Option<PathBuf>,
-    /// The first node's port; the others follow.
-    #[arg(long)]
-    port: Option<u16>,
-    /// A setting for every node.
-    #[arg(long, value_name = "name=value", value_parser = crate::cli::setting)]
-    set: Vec<(String, String)>,
-    /// How to compile the extension (default: `MTM_PROFILE`, else release).
-    #[arg(long, value_enum)]
-    profile: Option<Profile>,
-    /// Leave the cluster running.
-    #[arg(long)]
-    keep: bool,
+    #[command(flatten)]
+    servers: crate::cli::Servers,
 }
 
 /// Runs the load and asks the questions.
@@ -57,7 +43,7 @@ pub struct Options {
 /// When the cluster does not start or an answer is not as it should be.
 pub fn run(options: &Options) -> Result<()> {
     ensure!(options.minutes > 0.0 && options.minutes < 1e5, "--minutes must be a positive number");
-    let dir = match &options.dir {
+    let dir = match &options.servers.dir {
         Some(dir) => std::path::absolute(dir)?,
         None => default_directory("soak")?,
     };
@@ -66,13 +52,13 @@ pub fn run(options: &Options) -> Result<()> {
         kind: Kind::Multimaster,
         nodes: 3,
         dir,
-        port: options.port,
-        set: options.set.clone(),
-        profile: Profile::choose(options.profile)?,
+        port: options.servers.port,
+        set: options.servers.set.clone(),
+        profile: Profile::choose(options.servers.profile)?,
     })?);
     let violations = soak(&arena, options);
     let kept = arena.cluster.dir.display().to_string();
-    if options.keep {
+    if options.servers.keep {
         arena.cluster.save()?;
         println!("\nThe cluster keeps running in {kept}.");
     } else if violations.as_ref().is_ok_and(Vec::is_empty) {

@@ -63,21 +63,8 @@ pub struct Options {
     /// Only check this history again, without servers.
     #[arg(long, value_name = "FILE")]
     check: Option<PathBuf>,
-    /// Where the cluster goes.
-    #[arg(long, value_name = "D")]
-    dir: Option<PathBuf>,
-    /// The first node's port; the others follow.
-    #[arg(long)]
-    port: Option<u16>,
-    /// A setting for every node.
-    #[arg(long, value_name = "name=value", value_parser = crate::cli::setting)]
-    set: Vec<(String, String)>,
-    /// How to compile the extension (default: `MTM_PROFILE`, else release).
-    #[arg(long, value_enum)]
-    profile: Option<Profile>,
-    /// Leave the cluster running.
-    #[arg(long)]
-    keep: bool,
+    #[command(flatten)]
+    servers: crate::cli::Servers,
 }
 
 /// Runs it.
@@ -90,19 +77,19 @@ pub fn run(options: &Options) -> Result<()> {
     }
     ensure!(options.minutes > 0.0 && options.minutes < 1e5, "--minutes must be a positive number");
     ensure!(options.clients > 0 && options.quiet_every > 0, "a number must not be 0");
-    let dir = match &options.dir {
+    let dir = match &options.servers.dir {
         Some(dir) => std::path::absolute(dir)?,
         None => default_directory("torture")?,
     };
     Cluster::clear(&dir)?;
     let mut settings = vec![("deadlock_timeout".to_owned(), "300ms".to_owned())];
-    settings.extend(options.set.clone());
+    settings.extend(options.servers.set.clone());
     let mut servers = Servers::create(&Wanted {
         dir: &dir,
         nodes: usize::from(options.nodes),
-        port: options.port,
+        port: options.servers.port,
         set: &settings,
-        profile: Profile::choose(options.profile)?,
+        profile: Profile::choose(options.servers.profile)?,
         seed: options.seed,
     })?;
     let violations = torture(&servers, options);
@@ -122,7 +109,7 @@ pub fn run(options: &Options) -> Result<()> {
 fn finish(servers: &mut Servers, options: &Options, result: &Result<Vec<String>>) -> Result<()> {
     let dir = servers.cluster.dir.clone();
     let fine = result.as_ref().is_ok_and(Vec::is_empty);
-    if options.keep {
+    if options.servers.keep {
         servers.net.heal();
         servers.connect_directly()?;
         servers.cluster.complete = true;

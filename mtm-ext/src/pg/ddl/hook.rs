@@ -2,6 +2,7 @@
 
 use super::parse::tag;
 use super::{apply, capture, relations, session, setval};
+use crate::pg::chain;
 use crate::pg::sequences;
 use pgrx::pg_sys::{self, NodeTag};
 use std::ffi::c_char;
@@ -68,23 +69,19 @@ unsafe extern "C-unwind" fn process_utility(
         if origin || applying { unsafe { sequences::identity_sources(stmt) } } else { Vec::new() };
     // SAFETY: the server's arguments.
     let prepared = if origin { unsafe { super::prepared::before(pstmt) } } else { None };
-    // SAFETY: the server's arguments; the boundary turns its errors into panics.
+    // SAFETY: the server's arguments.
     unsafe {
-        match PREVIOUS {
-            Some(next) => crate::ffi::pg_guard_ffi_boundary(|| {
-                next(pstmt, query, read_only_tree, context, params, query_env, dest, completion);
-            }),
-            None => pg_sys::standard_ProcessUtility(
-                pstmt,
-                query,
-                read_only_tree,
-                context,
-                params,
-                query_env,
-                dest,
-                completion,
-            ),
-        }
+        chain::utility(
+            PREVIOUS,
+            pstmt,
+            query,
+            read_only_tree,
+            context,
+            params,
+            query_env,
+            dest,
+            completion,
+        );
     }
     // SAFETY: as above; the server keeps the name of a new table in the tree.
     unsafe { sequences::like_identity(&copied, stmt) };

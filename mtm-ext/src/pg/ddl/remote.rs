@@ -8,6 +8,7 @@
 use super::parse::{bytes, elements, literal, qualified, tag};
 use super::{capture, context, emit, mark_replicable};
 use crate::guc;
+use crate::pg::chain;
 use crate::report;
 use mtm_logrep::ddl::{Flags, Message, Rows, Statement};
 use pgrx::PgSqlErrorCode;
@@ -103,15 +104,8 @@ unsafe fn next(
     count: u64,
     once: bool,
 ) {
-    // SAFETY: the server's arguments; the boundary turns its errors into panics.
-    unsafe {
-        match PREVIOUS {
-            Some(next) => {
-                crate::ffi::pg_guard_ffi_boundary(|| next(desc, direction, count, once));
-            }
-            None => pg_sys::standard_ExecutorRun(desc, direction, count, once),
-        }
-    }
+    // SAFETY: the server's arguments.
+    unsafe { chain::run(PREVIOUS, desc, direction, count, once) }
 }
 
 fn refuse(why: &str) -> ! {

@@ -13,6 +13,7 @@ use crate::server::Life;
 use crate::session::{Rows, Session, SqlError};
 use crate::suite::arena::Arena;
 use crate::suite::compare;
+use crate::suite::load::{Plan, Running, under_load};
 use crate::table::Table;
 use crate::wait::{step, until};
 use anyhow::{Context, Result, bail, ensure};
@@ -81,7 +82,7 @@ fn tell(arena: &Arena, dir: &Path) -> Result<()> {
     stage_conflict(arena)?;
     stage_deadlock(arena)?;
     stage_load(arena, dir)?;
-    stage_peer_lost(arena)?;
+    stage_killed(arena)?;
     stage_cost(arena, dir)
 }
 
@@ -280,49 +281,89 @@ fn stage_load(arena: &Arena, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn stage_peer_lost(arena: &Arena) -> Result<()> {
-    title(7, "A server is killed with kill -9, and comes back");
+/// How long the survivors may stand still, and how long the killed node may take to come back.
+const STILL_AT_MOST: Duration = Duration::from_secs(5);
+const BACK_WITHIN: Duration = Duration::from_secs(60);
+
+/// Moves money, so that what is lost, doubled or half done shows in a sum.
+const MOVE: &str = "UPDATE account SET balance = balance - 1 WHERE id = $ % 4; \
+     UPDATE account SET balance = balance + 1 WHERE id = 4 + $ % 4";
+
+fn stage_killed(arena: &Arena) -> Result<()> {
+    title(7, "A server is killed with kill -9 in the middle of a load, and comes back under it");
+    let accounts = "CREATE TABLE account(id int PRIMARY KEY, balance bigint)";
+    let fill = "INSERT INTO account SELECT id, 0 FROM generate_series(0, 7) id";
+    let journal = "CREATE TABLE journal(id int PRIMARY KEY)";
+    for sql in [accounts, fill, journal] {
+        show(arena, 1, sql)?;
+    }
+    println!(
+        "\nall>    two clients on each node, again and again: take 1 from an account, give 1 to\n        another one, INSERT INTO journal, all in one transaction\n"
+    );
+    let plan = Plan { before: MOVE, ..Plan::new("journal", &[1, 2, 3]) };
+    let (report, at) = under_load(arena, &plan, |load| kill_and_start(arena, load))?;
+    let still = report.outage(&[1, 2], at.killed, at.went_on);
+    println!(
+        "\nNodes 1 and 2 stood still for {:.2} s, then they went on without node 3.\n\
+         Node 3 missed {} transactions; {} more came in until it was a member again, {:.1} s after its\n\
+         start and by itself. To take it in, nodes 1 and 2 stood still for {:.2} s. All write again.\n",
+        still.as_secs_f64(),
+        report.count(at.killed, at.started),
+        report.count(at.started, at.online),
+        (at.online - at.started).as_secs_f64(),
+        report.outage(&[1, 2], at.started, at.all_write).as_secs_f64(),
+    );
+    ensure!(still < STILL_AT_MOST, "nodes 1 and 2 stood still for {still:?}");
+    compare::everything(arena)?;
+    report.witness.check(arena, "journal")?;
+    let sums = "SELECT (SELECT count(*) FROM journal), (SELECT sum(balance) FROM account),
+               (SELECT sum(balance) FROM account WHERE id > 3)";
+    let mut table = Table::new(["node", "rows of journal", "sum of all balances", "moved"]);
+    for id in arena.ids() {
+        let answer = arena.ask(id, sums)?;
+        table.row([id.to_string()].into_iter().chain(answer.split(',').map(str::to_owned)));
+    }
+    println!("{}", table.text("        "));
+    let rows = arena.same("SELECT count(*) FROM journal")?;
+    arena.expect(sums, &format!("{rows},0,{rows}"))?;
+    println!(
+        "Rows, checksums and definitions are equal everywhere. All {} transactions that were\n\
+         acknowledged are there, and none of the {} that were refused.",
+        report.witness.acknowledged(),
+        report.witness.refused(),
+    );
+    Ok(())
+}
+
+/// When what happened.
+struct Moments {
+    killed: Instant,
+    went_on: Instant,
+    started: Instant,
+    online: Instant,
+    all_write: Instant,
+}
+
+fn kill_and_start(arena: &Arena, load: &Running) -> Result<Moments> {
     let node = arena.cluster.node(3)?;
+    load.goes_on(&[1, 2, 3], 200, BACK_WITHIN)?;
+    println!("$ cargo xtask cluster kill 3");
+    let killed = Instant::now();
     node.kill()?;
     ensure!(node.life() == Life::Stopped, "node 3 is still alive");
-    println!("$ cargo xtask cluster kill 3");
-    let session = arena.on(1)?.patience(Duration::from_secs(20));
-    let insert = "INSERT INTO city(name, noted_on) VALUES ('Bern', 'node 1')";
-    let start = Instant::now();
-    let outcome = session.run(insert).map(drop);
-    let took = start.elapsed();
-    println!("node 1> {insert}");
-    match &outcome {
-        Ok(()) => println!(
-            "        INSERT (after {:.2} s): the others go on without it",
-            took.as_secs_f64()
-        ),
-        Err(error) => println!(
-            "        after {:.2} s: ERROR {}: {}",
-            took.as_secs_f64(),
-            error.state,
-            error.message
-        ),
-    }
-    ensure!(took < Duration::from_secs(5), "the writer waited {took:?}");
-    node.start()?;
+    load.goes_on(&[1, 2], 500, BACK_WITHIN)?;
+    let went_on = Instant::now();
     println!("$ cargo xtask cluster start 3");
-    let back = Instant::now();
-    until("all nodes write again", Duration::from_secs(30), || arena.can_write().map(Some))?;
-    println!(
-        "        every node writes again {:.1} s after the start",
-        back.elapsed().as_secs_f64()
-    );
-    compare::everything(arena)?;
-    let expected = usize::from(outcome.is_ok()).to_string();
-    let unknown = outcome.is_err_and(|error| error.state.starts_with("08"));
-    let found = arena.same("SELECT count(*) FROM city WHERE name = 'Bern'")?;
-    ensure!(
-        unknown || found == expected,
-        "the writer was told something else than what is there: {found}"
-    );
-    println!("        rows, definitions and what the writer was told agree on all nodes");
-    Ok(())
+    node.start()?;
+    let started = Instant::now();
+    until("node 3 is a member again", BACK_WITHIN, || {
+        let status = arena.cluster.status(node);
+        ensure!(status == "online", "node 3 is {status}");
+        Ok(Some(()))
+    })?;
+    let online = Instant::now();
+    load.goes_on(&[1, 2, 3], 100, BACK_WITHIN)?;
+    Ok(Moments { killed, went_on, started, online, all_write: Instant::now() })
 }
 
 /// Short runs, taking turns.

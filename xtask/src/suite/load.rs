@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 /// What clients were told is true afterwards: acknowledged rows are there, refused ones are not.
 #[derive(Debug, Default)]
-pub(super) struct Witness {
+pub(crate) struct Witness {
     acknowledged: Vec<i32>,
     refused: Vec<(i32, String)>,
 }
 
 impl Witness {
-    pub(super) fn note(&mut self, id: i32, outcome: &Result<(), SqlError>) {
+    pub(crate) fn note(&mut self, id: i32, outcome: &Result<(), SqlError>) {
         match outcome {
             Ok(()) => self.acknowledged.push(id),
             Err(error) if is_unknown(error) => {}
@@ -28,8 +28,18 @@ impl Witness {
         self.refused.extend(other.refused);
     }
 
+    /// How many writes were acknowledged.
+    pub(crate) const fn acknowledged(&self) -> usize {
+        self.acknowledged.len()
+    }
+
+    /// How many were refused for sure.
+    pub(crate) const fn refused(&self) -> usize {
+        self.refused.len()
+    }
+
     /// Compares with what the nodes have.
-    pub(super) fn check(&self, a: &Arena, table: &str) -> Result<()> {
+    pub(crate) fn check(&self, a: &Arena, table: &str) -> Result<()> {
         ensure!(!self.acknowledged.is_empty(), "nothing was committed");
         let list = |ids: &[i32]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let there = format!(
@@ -66,29 +76,29 @@ fn is_unknown(error: &SqlError) -> bool {
 
 /// What to write.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Plan<'a> {
+pub(crate) struct Plan<'a> {
     /// A table with one column, `id`.
-    pub(super) table: &'a str,
+    pub(crate) table: &'a str,
     /// A statement to be executed in the same transaction, with `$` for the client's number.
-    pub(super) before: &'a str,
+    pub(crate) before: &'a str,
     /// Where.
-    pub(super) nodes: &'a [usize],
+    pub(crate) nodes: &'a [usize],
     /// By how many clients on each of them.
-    pub(super) clients: usize,
+    pub(crate) clients: usize,
     /// Pause between two transactions of a client.
-    pub(super) pause: Duration,
+    pub(crate) pause: Duration,
 }
 
 impl<'a> Plan<'a> {
     /// As much as two clients on each of `nodes` can write into `table`.
-    pub(super) const fn new(table: &'a str, nodes: &'a [usize]) -> Self {
+    pub(crate) const fn new(table: &'a str, nodes: &'a [usize]) -> Self {
         Self { table, before: "", nodes, clients: 2, pause: Duration::ZERO }
     }
 }
 
 /// A load while it runs.
 #[derive(Debug)]
-pub(super) struct Running {
+pub(crate) struct Running {
     stop: AtomicBool,
     /// Acknowledged writes by node.
     counts: Vec<AtomicUsize>,
@@ -100,7 +110,7 @@ impl Running {
     }
 
     /// Waits until each of `nodes` has acknowledged `more` writes from now on.
-    pub(super) fn goes_on(&self, nodes: &[usize], more: usize, limit: Duration) -> Result<()> {
+    pub(crate) fn goes_on(&self, nodes: &[usize], more: usize, limit: Duration) -> Result<()> {
         let goals: Vec<(usize, usize)> =
             nodes.iter().map(|&node| (node, self.count(node) + more)).collect();
         until(&format!("{more} more writes on each of nodes {nodes:?}"), limit, || {
@@ -111,16 +121,16 @@ impl Running {
 
 /// What came of a load.
 #[derive(Debug, Default)]
-pub(super) struct Report {
+pub(crate) struct Report {
     /// What the clients were told.
-    pub(super) witness: Witness,
+    pub(crate) witness: Witness,
     /// When which node acknowledged a write, in order of time.
     acknowledgements: Vec<(Instant, usize)>,
 }
 
 impl Report {
     /// The longest time without any acknowledged write on one of `nodes` between two moments.
-    pub(super) fn outage(&self, nodes: &[usize], from: Instant, to: Instant) -> Duration {
+    pub(crate) fn outage(&self, nodes: &[usize], from: Instant, to: Instant) -> Duration {
         let longest = |node: usize| {
             let mut last = from;
             let mut longest = Duration::ZERO;
@@ -136,13 +146,13 @@ impl Report {
     }
 
     /// Acknowledged writes on any node between two moments.
-    pub(super) fn count(&self, from: Instant, to: Instant) -> usize {
+    pub(crate) fn count(&self, from: Instant, to: Instant) -> usize {
         self.acknowledgements.iter().filter(|(at, _)| (from..=to).contains(at)).count()
     }
 }
 
 /// Does `body` while the load runs; the load ends with it.
-pub(super) fn under_load<R>(
+pub(crate) fn under_load<R>(
     a: &Arena,
     plan: &Plan<'_>,
     body: impl FnOnce(&Running) -> Result<R>,

@@ -17,7 +17,7 @@ mod identities;
 mod integrity;
 mod large;
 mod large_stream;
-mod load;
+pub(crate) mod load;
 mod local;
 mod numbers;
 mod objects;

@@ -7,6 +7,7 @@ use super::load::{Plan, under_load};
 use crate::server::DATABASE;
 use crate::wait::until;
 use anyhow::{Context, Result, ensure};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 checks!("failover":
@@ -17,6 +18,7 @@ checks!("failover":
     killed_while_it_recovers,
     origin_killed_in_commit,
     workers_terminated,
+    nobody_is_left_out_of_a_busy_machine,
 );
 
 /// The survivors go on within this time, on a busy machine, too; how long it really took is
@@ -270,4 +272,85 @@ fn workers_terminated(a: &Arena) -> Result<()> {
     })?;
     all_is_well(a, "f_worker")?;
     report.witness.check(a, "f_worker")
+}
+
+/// How long the machine is kept busy.
+const BUSY_FOR: Duration = Duration::from_secs(20);
+/// Of these for every processor, beside the clients.
+const BUSY_PROCESSES: usize = 6;
+
+/// A process that never rests, in a session of its own so that it gets a share of its own.
+struct Busy(Child);
+
+impl Busy {
+    fn start() -> Result<Self> {
+        let mut command = Command::new("setsid");
+        command.args(["sh", "-c", "while :; do :; done"]).stdin(Stdio::null());
+        Ok(Self(command.spawn().context("cannot run setsid")?))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// With the timeouts that the server comes with, a node that works, however slowly, is left out
+/// by nobody: signs of life come from processes that wait for no disk, no lock and no other work.
+fn nobody_is_left_out_of_a_busy_machine(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE f_busy(id int PRIMARY KEY)")?;
+    a.run(1, "CREATE TABLE f_work(id int PRIMARY KEY, n int)")?;
+    a.run(1, "INSERT INTO f_work SELECT g, 0 FROM generate_series(0, 63) g")?;
+    all_is_well(a, "f_busy")?;
+    a.expect("SHOW multimaster.heartbeat_recv_timeout", "2s")?;
+    a.expect("SHOW multimaster.heartbeat_send_timeout", "200ms")?;
+    let admins = a
+        .ids()
+        .into_iter()
+        .map(|id| {
+            let session = a.cluster.node(id)?.connect_as(DATABASE, "mtm_admin")?;
+            Ok(session.patience(Duration::from_secs(60)))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let look = |what: &str| -> Result<Vec<String>> {
+        admins.iter().map(|admin| Ok(admin.one(what)?)).collect()
+    };
+    let generations = "SELECT format('%s, the last one %s', count(*), max(num))
+                         FROM mtm.generations";
+    let before = look(generations)?;
+    // Each is online and hears the two others.
+    let states = "SELECT format('%s, hears %s nodes', status, cardinality(connected))
+                    FROM mtm.status()";
+    let processors = std::thread::available_parallelism()?.get();
+    let plan = Plan {
+        before: "UPDATE f_work SET n = n + 1 WHERE id = $",
+        clients: 8,
+        ..Plan::new("f_busy", &[1, 2, 3])
+    };
+    let start = Instant::now();
+    let (report, (looks, longest)) = under_load(a, &plan, |load| {
+        let _busy =
+            (0..BUSY_PROCESSES * processors).map(|_| Busy::start()).collect::<Result<Vec<_>>>()?;
+        let (mut looks, mut longest) = (0, Duration::ZERO);
+        while start.elapsed() < BUSY_FOR {
+            let asked = Instant::now();
+            let states = look(states)?;
+            longest = longest.max(asked.elapsed());
+            ensure!(states.iter().all(|state| state == "online, hears 2 nodes"), "{states:?}");
+            looks += 1;
+        }
+        load.goes_on(&[1, 2, 3], 1, GO_ON_WITHIN)?;
+        Ok((looks, longest))
+    })?;
+    let after = look(generations)?;
+    println!(
+        "    {} commits; all nodes asked {looks} times, which took {} at most",
+        report.count(start, Instant::now()),
+        seconds(longest),
+    );
+    ensure!(before == after, "generations: {before:?} before, {after:?} after");
+    all_is_well(a, "f_busy")?;
+    report.witness.check(a, "f_busy")
 }

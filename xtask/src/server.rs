@@ -127,10 +127,19 @@ impl Server {
     /// # Errors
     /// With the end of its log.
     pub fn start(&self) -> Result<()> {
+        self.start_with(&[])
+    }
+
+    /// The same with environment variables.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(&self, environment: &[(&str, &str)]) -> Result<()> {
         if self.life() != Life::Stopped {
             return Ok(());
         }
         let mut command = as_server("pg_ctl")?;
+        command.envs(environment.iter().copied());
         command.arg("-D").arg(&self.data).arg("-l").arg(&self.log);
         command.args(["-w", "-t", "120", "start"]);
         succeed(command, "pg_ctl start").with_context(|| {

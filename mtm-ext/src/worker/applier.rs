@@ -331,8 +331,7 @@ fn note_suspect(caught: &Caught) {
     match (&caught.sqlstate, missing) {
         (b"40001", Some(query)) => health::suspect(&caught.message, &query),
         (b"23505", _) if table != 0 => {
-            let query = divergence::query_of_duplicate(table, &caught.message, &caught.detail);
-            if let Some(query) = query {
+            if let Some(query) = divergence::query_of_duplicate(table, &caught.detail) {
                 let text = format!("{}: {}", caught.message, caught.detail);
                 health::suspect(&text, &query);
             }

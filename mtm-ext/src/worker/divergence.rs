@@ -156,33 +156,41 @@ fn prepared_here() -> BTreeSet<String> {
 }
 
 /// Turns a refusal for a duplicate key into a query for the row that is in the way.
-pub fn query_of_duplicate(table: u32, message: &str, detail: &str) -> Option<String> {
-    // Key (a, b)=(1, x) already exists.
-    let (columns, values) = detail.strip_prefix("Key (")?.split_once(")=(")?;
-    let values = values.strip_suffix(") already exists.")?;
-    let constraint = message.split('"').nth(1)?;
-    let _ = columns;
+///
+/// The text is in whatever language the server speaks, so no word of it is looked at: the index is
+/// the one whose columns the detail names, as `(a, b)=(1, x)`, and the values go up to the last
+/// parenthesis.
+pub fn query_of_duplicate(table: u32, detail: &str) -> Option<String> {
+    let (values, _) = detail.rsplit_once(')')?;
     let found = sqlrun::in_transaction(|| {
         Spi::connect(|client| {
-            let sql = "SELECT c.oid::pg_catalog.regclass::text, \
-                    (SELECT pg_catalog.string_agg(pg_catalog.format('pg_catalog.format(''%%s'', \
-                        coalesce((%s)::text, ''null''))', \
-                        pg_catalog.pg_get_indexdef(i.indexrelid, k, true)), ' || '', '' || ' \
-                        ORDER BY k) \
-                     FROM pg_catalog.generate_series(1, i.indnkeyatts::int) k) \
-                FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indrelid \
-                JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid \
-                WHERE i.indrelid = $1::text::pg_catalog.oid AND x.relname = $2";
             let table = table.to_string();
-            let rows = client.select(sql, Some(1), &[table.as_str().into(), constraint.into()]);
+            let rows = client.select(UNIQUE_KEY, Some(1), &[table.as_str().into(), detail.into()]);
             let row = rows.ok()?.into_iter().next()?;
-            Some((row.get::<String>(1).ok()??, row.get::<String>(2).ok()??))
+            let text = |i: usize| row.get::<String>(i).ok().flatten();
+            Some((text(1)?, text(2)?, text(3)?))
         })
     });
-    let (table, key) = found?;
+    let (table, key, columns) = found?;
+    let (_, values) = values.split_once(columns.as_str())?;
     let values = values.replace('\'', "''");
     Some(format!(
         "SELECT pg_catalog.md5((x.*)::text) FROM {table} x WHERE {key} = E'{}' LIMIT 1",
         values.replace('\\', "\\\\")
     ))
 }
+
+/// For the table and the detail of an error: the table's name, the key's value as the detail has
+/// it, and what stands before the value. An index on `(b)` is not the one on `(a)` whose value
+/// happens to say `(b)=(`: the first place counts.
+const UNIQUE_KEY: &str = "SELECT i.indrelid::pg_catalog.regclass::text, k.value, k.columns \
+    FROM pg_catalog.pg_index i CROSS JOIN LATERAL (\
+        SELECT '(' || pg_catalog.string_agg(d.def, ', ' ORDER BY d.k) || ')=(' AS columns, \
+            pg_catalog.string_agg(\
+                pg_catalog.format('coalesce((%s)::text, ''null'')', d.def), ' || '', '' || ' \
+                ORDER BY d.k) AS value \
+        FROM (SELECT k, pg_catalog.pg_get_indexdef(i.indexrelid, k, true) AS def \
+            FROM pg_catalog.generate_series(1, i.indnkeyatts::int) k) d) k \
+    WHERE i.indrelid = $1::text::pg_catalog.oid AND i.indisunique \
+        AND pg_catalog.strpos($2, k.columns) > 0 \
+    ORDER BY pg_catalog.strpos($2, k.columns) LIMIT 1";

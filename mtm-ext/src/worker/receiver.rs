@@ -124,13 +124,15 @@ fn serve(origin: NodeId, in_place: InPlace) {
 /// part, not even when somebody makes the slot anew.
 fn note_lost_log(origin: NodeId, error: &ConnError) {
     let ConnError::Server { sqlstate, message, .. } = error else { return };
-    // Undefined, or invalidated by max_slot_wal_keep_size.
-    let gone = sqlstate == "42704" || (sqlstate == "55000" && message.contains("\"mtm_slot_"));
+    // Undefined, or perhaps invalidated by max_slot_wal_keep_size.
+    if sqlstate != "42704" && sqlstate != "55000" {
+        return;
+    }
     let dead = machine::look(|node| {
         let membership = node.membership();
         membership.status_in_generation() == StatusInGeneration::Dead && !membership.is_fenced()
     });
-    if !gone || dead != Some(true) || health::standing(Cause::LogLost).is_some() {
+    if dead != Some(true) || health::standing(Cause::LogLost).is_some() || !is_slot_lost(origin) {
         return;
     }
     let why = format!(
@@ -139,6 +141,19 @@ fn note_lost_log(origin: NodeId, error: &ConnError) {
     );
     durable::stay_out("log-lost", &why);
     health::set(Cause::LogLost, &why);
+}
+
+/// Whether `origin` says that this node's slot on it is gone, or of no use any more.
+fn is_slot_lost(origin: NodeId) -> bool {
+    let me = shmem::header().me().map_or(0, NodeId::get);
+    let ask = || -> Result<bool, ConnError> {
+        let extra = [("application_name", cluster::ADMIN), ("options", "-c statement_timeout=5s")];
+        let mut conn = Conn::connect(&shmem::conninfo(origin), &extra, 5)?;
+        let usable = "SELECT 1 FROM pg_catalog.pg_replication_slots \
+            WHERE slot_name = $1::text AND wal_status IS DISTINCT FROM 'lost'";
+        Ok(conn.query(usable, &[&format!("mtm_slot_{me}")])?.is_empty())
+    };
+    ask().unwrap_or(false)
 }
 
 /// Whether this node recovers from `origin`.

@@ -19,6 +19,7 @@ checks!("failing":
     refusals_of_transactions_do_not_count,
     differing_row,
     row_too_many,
+    row_too_many_in_german,
     state_file_unwritable,
     workers_terminated,
     receiver_terminated_in_recovery,
@@ -193,6 +194,39 @@ fn row_too_many(a: &Arena) -> Result<()> {
     admin(a, 2)?.run("SELECT mtm.return_to_cluster()")?;
     all_are_online(a)?;
     a.expect("SELECT count(*) FROM x_key", "1")
+}
+
+/// What a server says is in its own language. Two unique keys, of which the second is in the way.
+fn row_too_many_in_german(a: &Arena) -> Result<()> {
+    let two = a.cluster.node(2)?;
+    let restart = |environment: &[(&str, &str)]| {
+        two.stop()?;
+        two.start_with(environment)?;
+        all_are_online(a)
+    };
+    a.run(
+        1,
+        "CREATE TABLE x_german(id int PRIMARY KEY, a int, \"b )\" text, UNIQUE (a, \"b )\"))",
+    )?;
+    restart(&[("LANGUAGE", "de")])?;
+    let error = admin(a, 2)?.refused("SELECT 1 / 0")?;
+    ensure!(error.message == "Division durch Null", "node 2 speaks another language: {error}");
+    admin(a, 2)?.run("INSERT INTO x_german VALUES (1, 7, '(id)=(1) o''clock')")?;
+    in_the_end(a, 3, "INSERT INTO x_german VALUES (2, 7, '(id)=(1) o''clock')")?;
+    let out = stays_out(
+        a,
+        2,
+        &[
+            "existiert bereits",
+            "(a, \"b )\")=(7, (id)=(1) o'clock)",
+            "nodes 1 and 3 do not have it",
+        ],
+    );
+    admin(a, 2)?.run("DELETE FROM x_german")?;
+    admin(a, 2)?.run("SELECT mtm.return_to_cluster()")?;
+    restart(&[])?;
+    out?;
+    a.expect("SELECT count(*) FROM x_german", "1")
 }
 
 /// What a node may not forget cannot be written: it says so, again and again but not all the time.

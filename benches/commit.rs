@@ -113,7 +113,7 @@ fn commit(c: &mut Criterion) {
     let words = words();
     let mut pipe = Pipe { ring: Ring::init(&words), frame: Vec::new(), popped: Vec::new(), seq: 0 };
     // How many entries the tables have places for: looking up must not depend on it.
-    for slots in [8, 1024] {
+    for slots in [64, 1024] {
         for batch in [1u64, 8] {
             let fresh = Cluster::new(slots);
             group.throughput(Throughput::Elements(batch));

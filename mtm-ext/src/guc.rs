@@ -89,7 +89,7 @@ pub fn init() {
     GucRegistry::define_int_guc(
         c"multimaster.max_transactions",
         c"Transactions of the cluster that are unfinished, or finished and not forgotten, at once.",
-        c"",
+        c"Not smaller than on the other nodes.",
         &MAX_TRANSACTIONS,
         1024,
         1 << 22,

@@ -27,6 +27,10 @@ thread_local! {
 
 /// How long to wait for the end of an abort round, and for others' decision of what was given up.
 const SETTLE_US: u64 = 3_000_000;
+/// How long to wait for room in the table of transactions, holding locks as long, and how often to
+/// ask for it.
+const ROOM_US: u64 = 5_000_000;
+const ROOM_AGAIN_US: u64 = 10_000;
 /// How often to look at the members while waiting for votes.
 const LOOK_US: u64 = 500_000;
 
@@ -136,20 +140,26 @@ fn decide(xid: LocalXid) -> (Gid, Lsn) {
     (gid, announced)
 }
 
-/// Enters the barrier of the node's generation.
+/// Enters the barrier of the node's generation. While too much is unfinished, it waits: this
+/// node's share of the members' tables becomes free as transactions are forgotten.
 fn stamp(xid: LocalXid) -> Gid {
+    let start = proc::now();
     loop {
         refuse_unless_online();
         match machine::announce(xid) {
             Some(Effect::WriteAnnouncement(gid)) => return gid,
+            Some(Effect::Rejected(_, Rejection::TableFull))
+                if proc::now().since(start) < ROOM_US =>
+            {
+                proc::wait(None, Some(ROOM_AGAIN_US));
+            }
             Some(Effect::Rejected(_, Rejection::TableFull)) => {
                 ereport!(
                     ERROR,
                     PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
                     "too many transactions of the cluster are unfinished or not forgotten yet",
                     "A member that does not get on with its part keeps what came after it from being \
-                     forgotten. The \
-                     number of places is multimaster.max_transactions."
+                     forgotten. The number of places is multimaster.max_transactions."
                 );
             }
             // The generation changes just now.

@@ -8,7 +8,7 @@ use mtm_core::{Instant, Lsn, Machine, NodeId, NodeSet, Xid};
 use mtm_generations::{Input as Generation, Membership, Record, StatusInGeneration, Timing};
 use mtm_logrep::journal::Forgotten;
 use mtm_node::wire::Wire;
-use mtm_node::{Core, Input, Node};
+use mtm_node::{Below, Core, Input};
 use pgrx::{PgSqlErrorCode, ereport};
 
 /// Unanswered questions about transactions are asked again after so long.
@@ -17,9 +17,8 @@ const RETRY_US: u64 = 300_000;
 const HOUSEKEEPING_US: u64 = 1_000_000;
 /// Between two checkpoints of what is remembered of transactions, at most ...
 const CHECKPOINT_US: u64 = 5_000_000;
-/// ... and sooner when this part of the table's places was used since: a restart must find room
-/// for what the log has said since the last one.
-const CHECKPOINT_PART: u64 = 4;
+/// ... and sooner when it makes much room in the table of transactions, but not more often.
+const CHECKPOINT_PAUSE_US: u64 = 20_000;
 /// A checkpoint that cannot be taken just now is tried again after so long.
 const CHECKPOINT_AGAIN_US: u64 = 20_000;
 /// A node that lacks no more than this asks to be included.
@@ -37,10 +36,12 @@ struct Campaigner {
     /// What the machine was told; an earlier campaigner may have told it something else.
     withdrawn: Option<bool>,
     housekeeping: Instant,
+    /// When the next checkpoint is due, and from when on it may be taken.
     checkpoint: Instant,
-    /// How many transactions there had been at the last checkpoint.
-    saved: u64,
+    no_checkpoint_before: Instant,
     syncpoint: Lsn,
+    /// What the last syncpoint says.
+    said: Option<Below>,
 }
 
 /// Runs until the server stops.
@@ -63,8 +64,9 @@ pub fn run() {
         withdrawn: None,
         housekeeping: now,
         checkpoint: now.plus_us(CHECKPOINT_US),
-        saved: machine::look(|node| seen(node)).unwrap_or_default(),
+        no_checkpoint_before: now,
         syncpoint: Lsn(0),
+        said: None,
     };
     loop {
         bgworker::handle_signals();
@@ -100,6 +102,8 @@ fn begin(me: NodeId) {
     }
     machine::feed(Input::Forgotten(start.forgotten));
     let n = start.found.len();
+    // Only a smaller table than before the start can be too small (specs/adr/0115). This node knows
+    // the outcome of what does not fit, and must not take part without.
     let room = machine::look(|node| node.capacity()).unwrap_or_default();
     if n > room {
         ereport!(
@@ -133,7 +137,10 @@ impl Campaigner {
             self.housekeeping = now.plus_us(HOUSEKEEPING_US);
             self.keep_house();
         }
-        if now >= self.checkpoint {
+        if now >= self.no_checkpoint_before
+            && (now >= self.checkpoint
+                || machine::look(|node| node.wants_checkpoint()) == Some(true))
+        {
             self.take_checkpoint(now);
         }
     }
@@ -236,40 +243,42 @@ impl Campaigner {
         let online = machine::look(|node| node.serves().then(|| *node.forgotten()));
         if let Some(forgotten) = online.flatten() {
             if end.0 > self.syncpoint.0 + 8192 {
-                let mut content = Vec::new();
-                Forgotten { below: forgotten }.encode(&mut content);
-                self.syncpoint = message::log(c"mtm-syncpoint", &content, false);
+                self.write_syncpoint(forgotten);
             }
         }
-        let used = machine::look(|node| (seen(node), node.capacity() as u64));
-        if used.is_some_and(|(seen, room)| seen.saturating_sub(self.saved) > room / CHECKPOINT_PART)
-        {
-            self.checkpoint = Instant(0);
-        }
+    }
+
+    fn write_syncpoint(&mut self, forgotten: Below) {
+        let mut content = Vec::new();
+        Forgotten { below: forgotten }.encode(&mut content);
+        self.syncpoint = message::log(c"mtm-syncpoint", &content, false);
+        self.said = Some(forgotten);
     }
 
     fn take_checkpoint(&mut self, now: Instant) {
         let start = wal::inserted();
         let saved = machine::look(|node| {
             let found = node.remembered().map(Iterator::collect::<Vec<_>>)?;
-            Some((found, *node.forgotten(), node.next_number(), seen(node)))
+            Some((found, *node.forgotten(), node.next_number()))
         });
         match saved {
-            Some(Some((found, forgotten, next, seen))) => {
+            Some(Some((found, forgotten, next))) => {
+                // Whoever recovers from this node's log needs to know it before it comes to what
+                // this makes room for.
+                if self.said != Some(forgotten) {
+                    self.write_syncpoint(forgotten);
+                    message::flush(self.syncpoint);
+                }
                 durable::take_checkpoint(found, forgotten, next, start);
-                self.saved = seen;
+                machine::feed(Input::Saved(forgotten));
                 self.checkpoint = now.plus_us(CHECKPOINT_US);
+                self.no_checkpoint_before = now.plus_us(CHECKPOINT_PAUSE_US);
             }
             // Recovery's work is under way.
-            Some(None) => self.checkpoint = now.plus_us(CHECKPOINT_AGAIN_US),
+            Some(None) => self.no_checkpoint_before = now.plus_us(CHECKPOINT_AGAIN_US),
             None => self.checkpoint = now.plus_us(CHECKPOINT_US),
         }
     }
-}
-
-/// How many transactions this node has had to do with, about: their numbers are consecutive.
-fn seen(node: &Node<'_>) -> u64 {
-    node.forgotten().iter().map(|below| below.0).sum::<u64>() + node.len() as u64
 }
 
 /// What other processes' steps left to this one.

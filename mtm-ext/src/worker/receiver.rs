@@ -27,6 +27,8 @@ const RETRY_US: u64 = 300_000;
 /// The same where nothing can be hoped for.
 const LOST_US: u64 = 10_000_000;
 const FEEDBACK_US: u64 = 1_000_000;
+/// How often what is held is delivered again, at least.
+const HELD_US: u64 = 10_000;
 /// How long a peer that is shutting down is kept waiting for what it could still settle.
 const FAREWELL_US: u64 = 500_000;
 /// Transactions that wait for a worker before the stream is read on.
@@ -368,6 +370,8 @@ impl Receiver {
     fn patience_us(&self) -> u64 {
         let now = proc::now();
         let feedback = self.next_feedback.since(now).max(1000);
+        // What is held may wait for room, of which nobody tells.
+        let feedback = if self.held.is_some() { feedback.min(HELD_US) } else { feedback };
         // The youngest work decides: others must not wait longer beside a large transaction.
         let youngest = self.workers.values().filter_map(|w| w.busy.map(|(_, since)| since)).max();
         match youngest {

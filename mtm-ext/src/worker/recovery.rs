@@ -29,6 +29,8 @@ const BATCH: usize = 128;
 const MAX_WAITING: usize = 1024;
 /// After an error, the same transaction is tried again after so long.
 const AGAIN_US: u64 = 1_000_000;
+/// Waiting for room for so long is worth a line in the log: a checkpoint comes sooner.
+const FULL_US: u64 = 15_000_000;
 
 /// What the stream brings, in its order.
 enum Event {
@@ -60,6 +62,8 @@ pub struct Replay {
     applied: Lsn,
     not_before: Instant,
     complained: String,
+    /// Since when there is no room for the next transaction.
+    full: Option<Instant>,
 }
 
 impl Replay {
@@ -84,6 +88,7 @@ impl Replay {
             applied: from,
             not_before: Instant(0),
             complained: String::new(),
+            full: None,
         }
     }
 
@@ -249,12 +254,34 @@ impl Replay {
                     self.until_done(|replay| replay.apply_committed(&gid, &bytes));
                     self.batch.push(gid);
                 }
-                // This recovery is over: the next one goes on here.
-                Effect::Hold(_) => return false,
+                // This recovery is over: the next one goes on here. Or there is no room yet.
+                Effect::Hold(gid) => {
+                    self.note_held(&gid);
+                    return false;
+                }
                 _ => {}
             }
         }
         true
+    }
+
+    /// Waiting for room ends with this node's next checkpoint, if it knows from its donor that
+    /// enough is forgotten. It does, unless the donor has more places.
+    fn note_held(&mut self, gid: &Gid) {
+        if machine::look(|node| node.has_room_for(gid)) != Some(false) {
+            self.full = None;
+            return;
+        }
+        let now = proc::now();
+        let since = *self.full.get_or_insert(now);
+        if now.since(since) > FULL_US {
+            self.full = Some(now);
+            crate::report::warning(
+                format!("no room for transaction {gid} in the table of transactions"),
+                "Recovery waits for it.",
+                "multimaster.max_transactions must not be smaller than on the other nodes.",
+            );
+        }
     }
 
     /// What the donor has committed must be committed here. As long as it cannot be, this node
@@ -371,7 +398,12 @@ impl Replay {
             return false;
         }
         for (gid, accepted_abort) in held {
-            machine::feed(Input::DonorHolds { num, gid: *gid, accepted_abort: *accepted_abort });
+            let holds = Input::DonorHolds { num, gid: *gid, accepted_abort: *accepted_abort };
+            // Once there is room, all are told again.
+            if machine::feed(holds).contains(&Effect::Hold(*gid)) {
+                self.note_held(gid);
+                return false;
+            }
         }
         let mut installs = Vec::new();
         for effect in machine::feed(Input::DonorHoldsNoMore(num)) {

@@ -251,7 +251,7 @@ fn state_file_unwritable(a: &Arena) -> Result<()> {
 }
 
 /// How often the node has logged these words since its log was `from` bytes long.
-fn said_since(server: &Server, from: u64, words: &str) -> Result<usize> {
+pub(super) fn said_since(server: &Server, from: u64, words: &str) -> Result<usize> {
     let bytes = std::fs::read(&server.log)?;
     let text =
         String::from_utf8_lossy(&bytes[usize::try_from(from)?.min(bytes.len())..]).into_owned();

@@ -23,7 +23,7 @@ checks!("failover":
 
 /// The survivors go on within this time, on a busy machine, too; how long it really took is
 /// printed. The default heartbeat timeout is 2 s.
-const GO_ON_WITHIN: Duration = Duration::from_secs(15);
+pub(super) const GO_ON_WITHIN: Duration = Duration::from_secs(15);
 /// Who comes back is online by itself within this time.
 const BACK_WITHIN: Duration = Duration::from_secs(60);
 
@@ -32,7 +32,7 @@ fn seconds(time: Duration) -> String {
 }
 
 /// Waits until a node says that it is online.
-fn is_online(a: &Arena, id: usize) -> Result<()> {
+pub(super) fn is_online(a: &Arena, id: usize) -> Result<()> {
     until(&format!("node {id} is online by itself"), BACK_WITHIN, || {
         let status = a.cluster.status(a.cluster.node(id)?);
         ensure!(status == "online", "node {id} is {status}: {}", reason(a, id));
@@ -50,7 +50,7 @@ fn reason(a: &Arena, id: usize) -> String {
 }
 
 /// Every node is online, agrees with the others and has nothing left to decide.
-fn all_is_well(a: &Arena, table: &str) -> Result<()> {
+pub(super) fn all_is_well(a: &Arena, table: &str) -> Result<()> {
     a.ids().into_iter().try_for_each(|id| is_online(a, id))?;
     super::compare::nothing_prepared(a)?;
     for id in a.ids() {

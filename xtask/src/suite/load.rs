@@ -38,6 +38,11 @@ impl Witness {
         self.refused.len()
     }
 
+    /// How many were refused with this SQLSTATE.
+    pub(crate) fn refused_with(&self, state: &str) -> usize {
+        self.refused.iter().filter(|(_, why)| why.contains(state)).count()
+    }
+
     /// Compares with what the nodes have.
     pub(crate) fn check(&self, a: &Arena, table: &str) -> Result<()> {
         ensure!(!self.acknowledged.is_empty(), "nothing was committed");

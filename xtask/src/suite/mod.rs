@@ -23,6 +23,7 @@ mod numbers;
 mod objects;
 mod partition;
 mod peers;
+mod room;
 mod rows;
 mod schema;
 mod sequences;
@@ -94,6 +95,7 @@ const GROUPS: &[&[Check]] = &[
     failover::CHECKS,
     failing::CHECKS,
     partition::CHECKS,
+    room::CHECKS,
     numbers::CHECKS,
     settings::CHECKS,
 ];

@@ -95,6 +95,9 @@ pub enum Input {
     },
     /// While fenced: what [`super::Node::forgotten`] was when it was last saved.
     Forgotten(Below),
+    /// A checkpoint with this [`super::Node::forgotten`] is durable, and so is a syncpoint with it
+    /// that lies before.
+    Saved(Below),
     /// While fenced: something the WAL says.
     Found {
         /// The transaction.
@@ -123,7 +126,7 @@ pub enum Rejection {
     NotOnline,
     /// A switch is about to happen: try again at once.
     SwitchWaits,
-    /// The table of transactions is full.
+    /// There is no room: wait until earlier ones are forgotten and that is saved.
     TableFull,
 }
 
@@ -179,7 +182,8 @@ pub enum Effect {
     /// Nothing is to be done for the delivered or replayed transaction.
     Skip(Gid),
     /// The delivered transaction belongs to a later generation, or this node is not ONLINE yet:
-    /// deliver it again after `Online`.
+    /// deliver it again after `Online`. Or there is no room for it, or for what a donor committed
+    /// or held ([`super::Node::has_room_for`]): again after the next `Saved`.
     Hold(Gid),
     /// Write PREPARE and flush it, then `PrepareDurable` or `ApplyFailed`.
     WritePrepare(Gid),
@@ -219,14 +223,14 @@ pub enum Effect {
     CleanReferee(GenNum),
 }
 
-/// A mistake of the driver, or a full table where it cannot be passed on.
+/// A mistake of the driver.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Misuse {
     /// From the membership.
     #[error(transparent)]
     Generation(#[from] generations::Misuse),
-    /// The table is full.
+    /// More was found at a restart than there are places: the driver is to count first.
     #[error(transparent)]
     TableFull(#[from] TableFull),
     /// The input speaks of a transaction that is not in the table.

@@ -12,6 +12,7 @@ mod peers;
 mod recovery;
 mod retention;
 mod retry;
+mod room;
 mod settle;
 
 pub use bug::Bug;
@@ -350,13 +351,17 @@ impl Machine for Node<'_> {
             Input::AbortDurable(gid) => self.abort_durable(now, gid, out),
             Input::Finished(gid) => self.finished(gid, out),
             Input::Conflict { waiter, holder } => self.conflict(waiter, holder, out),
-            Input::Replay { num, gid } => self.replay(num, gid, out)?,
+            Input::Replay { num, gid } => self.replay(num, gid, out),
             Input::Drop(gid) => self.drop_undecided(gid, out),
             Input::DonorHolds { num, gid, accepted_abort } => {
-                self.donor_holds(num, gid, accepted_abort)?;
+                self.donor_holds(num, gid, accepted_abort, out);
             }
             Input::Syncpoint { num, below } => self.syncpoint(num, &below, out),
-            Input::Forgotten(below) => self.core.retention.forget(&below),
+            Input::Forgotten(below) => {
+                self.core.retention.forget(&below);
+                self.core.retention.saved(&below);
+            }
+            Input::Saved(below) => self.core.retention.saved(&below),
             Input::RecoveryDone(gid) => self.recovery_done(now, gid, out),
             Input::DonorHoldsNoMore(num) => self.donor_holds_no_more(num, out),
             Input::Found { gid, found } => self.found(gid, found)?,

@@ -37,10 +37,15 @@ impl Node<'_> {
         let number = self.next_number();
         let gid = Gid { origin: self.me(), xid: number, generation: generation.num };
         let own = Coordinator::new(gid, generation.members);
+        if !self.is_within_share(&gid) {
+            out.push(Effect::Rejected(local, Rejection::TableFull));
+            return Ok(());
+        }
         if self.table.entry(gid, || Entry { local, ..Entry::new(Role::Own(own)) }).is_err() {
             out.push(Effect::Rejected(local, Rejection::TableFull));
             return Ok(());
         }
+        self.core.retention.seen(&gid);
         self.core.retention.used(number);
         self.enter_barrier();
         self.watch(now);

@@ -38,6 +38,11 @@ impl Node<'_> {
             out.push(Effect::Skip(gid));
             return Ok(());
         }
+        // Its origin's earlier ones make room when they are forgotten and that is saved.
+        if !self.is_within_share(&gid) {
+            out.push(Effect::Hold(gid));
+            return Ok(());
+        }
         let Some(entry) = self.peer_entry(gid) else {
             out.push(Effect::Hold(gid));
             return Ok(());

@@ -30,6 +30,7 @@ impl Node<'_> {
             Found::AnnouncedOnly { local } => local,
             _ => LocalXid(0),
         };
+        self.core.retention.seen(&gid);
         let entry = self.table.entry(gid, || Entry::new(role))?;
         (entry.role, entry.local) = (role, local);
         Ok(())
@@ -62,22 +63,22 @@ impl Node<'_> {
     }
 
     /// The donor committed it, next in its commit order (TLA+ `Replay`).
-    pub(super) fn replay(
-        &mut self,
-        num: GenNum,
-        gid: Gid,
-        out: &mut Outbox<Effect>,
-    ) -> Result<(), Misuse> {
+    pub(super) fn replay(&mut self, num: GenNum, gid: Gid, out: &mut Outbox<Effect>) {
         if !self.recovers_for(num) {
             out.push(Effect::Hold(gid));
-            return Ok(());
+            return;
         }
         if self.is_forgotten(&gid) {
             out.push(Effect::Skip(gid));
-            return Ok(());
+            return;
         }
         let refused = self.planted(Bug::RefusedIsFinal);
-        let entry = self.table.entry(gid, || Entry::new(Role::Peer(Participant::new())))?;
+        // The donor had saved that enough is forgotten before it took this one, and wrote a
+        // syncpoint: that only has to be saved here, too.
+        let Some(entry) = self.peer_entry(gid) else {
+            out.push(Effect::Hold(gid));
+            return;
+        };
         let mut apply = false;
         match &mut entry.role {
             Role::Peer(peer) => {
@@ -87,7 +88,7 @@ impl Node<'_> {
                 );
                 if refused && peer.state() == ParticipantState::Refused {
                     out.push(Effect::Skip(gid));
-                    return Ok(());
+                    return;
                 }
                 out.push(match peer.replayed() {
                     true => Effect::CommitPrepared(gid),
@@ -112,7 +113,6 @@ impl Node<'_> {
             // The table says more than the disk until it is done: no switch meanwhile.
             self.begin_recovery_work();
         }
-        Ok(())
     }
 
     /// Rolls back an undecided transaction without any outcome: from here on this node lacks it.
@@ -136,21 +136,24 @@ impl Node<'_> {
         num: GenNum,
         gid: Gid,
         accepted_abort: bool,
-    ) -> Result<(), Misuse> {
+        out: &mut Outbox<Effect>,
+    ) {
         if !self.recovers_for(num) || self.is_forgotten(&gid) {
-            return Ok(());
+            return;
         }
         let mut accepted = accepted_abort && !self.planted(Bug::ForgetAbort);
         let (refused, stays) = (self.planted(Bug::RefusedIsFinal), self.planted(Bug::OwnWordStays));
-        let entry = self.table.entry(gid, || Entry::new(Role::Peer(Participant::new())))?;
+        let Some(entry) = self.peer_entry(gid) else {
+            out.push(Effect::Hold(gid));
+            return;
+        };
         if let Role::Peer(peer) = &entry.role {
             if refused && peer.state() == ParticipantState::Refused {
-                return Ok(());
+                return;
             }
             accepted |= stays && matches!(peer.state(), ParticipantState::AbortAccepted(_));
         }
         entry.donors_word = Some(DonorsWord { num, accepted });
-        Ok(())
     }
 
     /// The donor's set is complete: what it did not hold, this node does not hold either; then

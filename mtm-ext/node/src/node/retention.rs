@@ -28,6 +28,10 @@ pub(super) struct Retention {
     said: [(GenNum, Below); MAX_NODES as usize],
     /// Finished and forgotten.
     pub(super) forgotten: Below,
+    /// What the last durable checkpoint calls forgotten: a restart may find everything above it.
+    pub(super) saved: Below,
+    /// One more than the highest number of which there was an entry here.
+    pub(super) highest: Below,
     /// Own announcements go on with this number, or a higher one.
     next_number: Xid,
     /// One more than the highest own number whose announcement is durable. A crash may make the
@@ -43,6 +47,8 @@ impl Retention {
         Self {
             said: [(GenNum(0), NOTHING); MAX_NODES as usize],
             forgotten: NOTHING,
+            saved: NOTHING,
+            highest: NOTHING,
             next_number: Xid(1),
             durable: Xid(0),
             next: None,
@@ -79,9 +85,24 @@ impl Retention {
 
     /// Raises what is forgotten, never lowers it.
     pub(super) fn forget(&mut self, below: &Below) {
-        for (mine, theirs) in self.forgotten.iter_mut().zip(below) {
-            *mine = (*mine).max(*theirs);
-        }
+        raise(&mut self.forgotten, below);
+    }
+
+    /// There is an entry of this transaction.
+    pub(super) fn seen(&mut self, gid: &Gid) {
+        let highest = &mut self.highest[gid.origin.index()];
+        *highest = (*highest).max(Xid(gid.xid.0.saturating_add(1)));
+    }
+
+    /// A checkpoint with this is durable.
+    pub(super) fn saved(&mut self, below: &Below) {
+        raise(&mut self.saved, below);
+    }
+}
+
+fn raise(mine: &mut Below, theirs: &Below) {
+    for (mine, theirs) in mine.iter_mut().zip(theirs) {
+        *mine = (*mine).max(*theirs);
     }
 }
 
@@ -121,9 +142,13 @@ impl Node<'_> {
             && self.table.get(gid).is_none()
     }
 
-    /// The entry of another node's transaction, made if there is none; `None` when the table is
-    /// full. The caller has looked whether it is forgotten.
+    /// The entry of another node's transaction, made if there is none; `None` when there is no
+    /// room. The caller has looked whether it is forgotten.
     pub(super) fn peer_entry(&mut self, gid: Gid) -> Option<&mut Entry> {
+        if !self.has_room_for(&gid) {
+            return None;
+        }
+        self.core.retention.seen(&gid);
         self.table.entry(gid, || Entry::new(Role::Peer(Participant::new()))).ok()
     }
 
@@ -194,7 +219,9 @@ impl Node<'_> {
             let to = current.members.without(self.me());
             Self::send(out, to, message);
         }
-        self.core.retention.next = Some(now.plus_us(self.core.retry_us));
+        // Who has little room wants to hear that others have finished.
+        let pause_us = self.core.retry_us / if self.is_tight() { 4 } else { 1 };
+        self.core.retention.next = Some(now.plus_us(pause_us));
         self.forget_finished(out);
     }
 

@@ -24,7 +24,7 @@ const TIMING: Timing = Timing {
 /// Clocks show at least so much, and differ by as much again.
 const CLOCK_US: u64 = 60_000_000;
 /// Places in the table of transactions.
-const SLOTS: usize = 128;
+const SLOTS: usize = 64;
 /// Places for users' two-phase transactions.
 const USERS: usize = 16;
 

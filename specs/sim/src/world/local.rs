@@ -56,10 +56,11 @@ impl World {
             let (forgotten, next) = (*machine.forgotten(), machine.next_number());
             let remembered: Option<Vec<_>> = machine.remembered().map(Iterator::collect);
             let start = host.db.wal.len();
-            self.append_soon(i, Record::Syncpoint(forgotten), Then::Nothing);
+            // At once: the checkpoint must not come before the syncpoint.
+            self.append(i, Record::Syncpoint(forgotten), Then::Nothing);
             if let Some(remembered) = remembered {
                 let checkpoint = Record::Checkpoint { start, forgotten, next, remembered };
-                self.append_soon(i, checkpoint, Then::Nothing);
+                self.append_soon(i, checkpoint, Then::Saved(forgotten));
             }
         }
     }
@@ -159,6 +160,7 @@ impl World {
                 self.feed(i, Input::Generation(generations::Input::ParallelSafe(num)));
             }
             Then::RecoveryDone(gid) => self.task_done(i, gid),
+            Then::Saved(forgotten) => self.feed(i, Input::Saved(forgotten)),
             Then::Nothing => {}
         }
     }

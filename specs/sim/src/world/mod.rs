@@ -22,7 +22,7 @@ use crate::trace::{Moment, What, is_news};
 use host::Host;
 use mtm_core::{GenNum, Gid, Instant, Machine, NodeId, NodeSet, Outbox, Token};
 use mtm_generations::{self as generations, referee::Referee};
-use mtm_node::{Effect, Input, Node, PeerMessage};
+use mtm_node::{Below, Effect, Input, Node, PeerMessage};
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 
@@ -208,6 +208,7 @@ pub(crate) enum Then {
     Finished(Gid),
     ParallelSafe(GenNum),
     RecoveryDone(Gid),
+    Saved(Below),
     Nothing,
 }
 

@@ -75,7 +75,13 @@ impl World {
                 break;
             }
             let record = self.hosts[donor].db.wal[at].clone();
+            if self.lacks_room_for(i, &record) {
+                break;
+            }
             at += 1;
+            if let Record::Syncpoint(below) = record {
+                self.feed(i, Input::Syncpoint { num, below });
+            }
             if let Record::Commit(gid, _) | Record::CommitPrepared(gid, _) = record {
                 self.coverage.caught_up += u64::from(!self.hosts[i].db.committed.contains(&gid));
                 self.feed(i, Input::Replay { num, gid });
@@ -149,13 +155,22 @@ impl World {
         }
         let (Record::Commit(gid, _) | Record::CommitPrepared(gid, _)) = record else { return true };
         // In the donor's order: the one before must be done, also if it was prepared here.
-        if !self.hosts[i].finishing.is_empty() {
+        if !self.hosts[i].finishing.is_empty() || self.lacks_room_for(i, &record) {
             self.hosts[i].recovery.as_mut().expect("looked up above").at = at;
             return false;
         }
         self.coverage.replayed += 1;
         self.feed(i, Input::Replay { num, gid });
         true
+    }
+
+    /// What is begun must fit in: it waits for the next checkpoint.
+    fn lacks_room_for(&mut self, i: usize, record: &Record) -> bool {
+        let (Record::Commit(gid, _) | Record::CommitPrepared(gid, _)) = record else {
+            return false;
+        };
+        let host = &mut self.hosts[i];
+        !Node::new(&mut host.core, &mut host.slots).has_room_for(gid)
     }
 
     /// The donor in use and where its ParallelSafe record is. It stays the same one as long as it

@@ -1,13 +1,17 @@
-//! The public surface of the libraries is what `specs/public-api/*.txt` says.
+//! The public surface of the libraries changes as their versions say.
 //!
-//! A line that goes away or changes breaks embedders: then the version's first non-zero number
-//! goes up. `MTM_BLESS=1 cargo test -p xtask --test public_api` writes the files anew. Every `pub`
-//! item counts, whatever module it is in: the lint `unreachable_pub` keeps others from being `pub`.
+//! `specs/public-api/*.txt` has each library's surface as of the version in its first line. What
+//! has changed since needs a higher version in Cargo.toml, how much higher says [`semver`].
+//! `MTM_BLESS=1 cargo test -p xtask --test public_api` records the present surface under the present
+//! version, and refuses if that is too low. Every `pub` item counts, whatever module it is in: the
+//! lint `unreachable_pub` keeps others from being `pub`.
+
+mod semver;
 
 use quote::ToTokens;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use syn::{Attribute, Fields, ImplItem, Item, TraitItem, Visibility};
+use syn::{Attribute, Fields, ImplItem, Item, TraitItem, UseTree, Visibility};
 
 const CRATES: [&str; 5] = ["mtm-core", "mtm-paxos", "mtm-dmq", "mtm-logrep", "mtm-generations"];
 
@@ -99,9 +103,7 @@ impl Surface {
             Item::Type(t) if is_public(&t.vis) => {
                 self.say(module, &format!("type {} = {}", t.ident, text(&t.ty)));
             }
-            Item::Use(u) if is_public(&u.vis) => {
-                self.say(module, &format!("use {}", text(&u.tree)))
-            }
+            Item::Use(u) if is_public(&u.vis) => self.names(module, "", &u.tree),
             Item::Struct(s) if is_public(&s.vis) => {
                 self.say(
                     module,
@@ -140,6 +142,21 @@ impl Surface {
             }
             Item::Impl(i) => self.implementation(module, i),
             _ => {}
+        }
+    }
+
+    /// Each name of its own, so that one more is one more line.
+    fn names(&mut self, module: &str, path: &str, tree: &UseTree) {
+        match tree {
+            UseTree::Path(inner) => {
+                self.names(module, &format!("{path}{}::", inner.ident), &inner.tree);
+            }
+            UseTree::Group(group) => {
+                group.items.iter().for_each(|tree| self.names(module, path, tree));
+            }
+            UseTree::Name(_) | UseTree::Rename(_) | UseTree::Glob(_) => {
+                self.say(module, &format!("use {path}{}", text(tree)));
+            }
         }
     }
 
@@ -186,28 +203,76 @@ fn surface_of(name: &str) -> String {
     surface.lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
+/// The version in Cargo.toml: the library's own, or the workspace's.
+fn version_of(name: &str) -> String {
+    let read = |file: PathBuf| std::fs::read_to_string(file).expect("a manifest");
+    let find = |manifest: String| {
+        let value =
+            |line: &str| Some(line.strip_prefix("version = \"")?.strip_suffix('"')?.to_owned());
+        manifest.lines().find_map(value)
+    };
+    find(read(root().join(name).join("Cargo.toml")))
+        .or_else(|| find(read(root().join("Cargo.toml"))))
+        .expect("a version")
+}
+
+/// What is wrong with the change of a library since it was recorded.
+fn judge(name: &str, recorded: &str, now: &str, version: &str) -> Result<(), String> {
+    let (head, before) = recorded.split_once('\n').unwrap_or_default();
+    let old = head.strip_prefix("version ").and_then(semver::version);
+    let (Some(old), Some(new)) = (old, semver::version(version)) else {
+        return Err(format!("{name}: the first line of its file, or its version, is malformed"));
+    };
+    let (change, lines) = semver::compare(before, now);
+    let needed = semver::needed(old, change);
+    if new >= needed {
+        return Ok(());
+    }
+    let (major, minor, patch) = needed;
+    Err(format!(
+        "{name}: {change:?} since version {}.{}.{}, but its version is {version}. Take the change \
+         back, or set version = \"{major}.{minor}.{patch}\" in Cargo.toml (also where the workspace \
+         depends on it), and before a release record the surface: MTM_BLESS=1 cargo test -p xtask \
+         --test public_api\n{}\n",
+        old.0,
+        old.1,
+        old.2,
+        lines.join("\n")
+    ))
+}
+
 #[test]
-fn the_public_surface_is_the_written_one() {
+fn the_public_surface_changes_as_the_version_says() {
     let bless = std::env::var_os("MTM_BLESS").is_some();
     let mut wrong = Vec::new();
     for name in CRATES {
         let file = root().join("specs/public-api").join(format!("{name}.txt"));
-        let now = surface_of(name);
+        let (now, version) = (surface_of(name), version_of(name));
         assert!(now.lines().count() > 40, "{name}: hardly anything was found");
-        if bless {
-            std::fs::write(&file, &now).expect("the directory is there");
+        let recorded = std::fs::read_to_string(&file).unwrap_or_default();
+        match judge(name, &recorded, &now, &version) {
+            Err(why) => wrong.push(why),
+            Ok(()) if bless => {
+                std::fs::write(&file, format!("version {version}\n{now}")).expect("it is there");
+            }
+            Ok(()) => {}
         }
-        let before = std::fs::read_to_string(&file).unwrap_or_default();
-        let (old, new): (BTreeSet<_>, BTreeSet<_>) =
-            (before.lines().collect(), now.lines().collect());
-        wrong.extend(old.difference(&new).map(|line| format!("- {line}")));
-        wrong.extend(new.difference(&old).map(|line| format!("+ {line}")));
     }
-    assert!(
-        wrong.is_empty(),
-        "the public surface has changed (see the head of this file):\n{}",
-        wrong.join("\n")
-    );
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_change_without_its_version_is_refused() {
+    let recorded = "version 0.1.0\nm: fn a()\n";
+    let judged = |now, version| judge("it", recorded, now, version).is_ok();
+    assert!(judged("m: fn a()\n", "0.1.0"));
+    assert!(!judged("m: fn a()\nm: fn b()\n", "0.1.0"));
+    assert!(judged("m: fn a()\nm: fn b()\n", "0.1.1"));
+    assert!(!judged("m: fn b()\n", "0.1.1"));
+    assert!(judged("m: fn b()\n", "0.2.0"));
+    assert!(!judged("m: fn a()\n", "0.0.9"), "a version never goes back");
+    let why = judge("it", recorded, "m: fn b()\n", "0.1.1").expect_err("it breaks");
+    assert!(why.contains("Breaking since version 0.1.0") && why.contains("0.2.0"), "{why}");
 }
 
 /// "No PostgreSQL, async runtime or logger in a public API", nor anywhere else in these crates.

@@ -23,8 +23,10 @@ const TIMING: Timing = Timing {
 };
 /// Clocks show at least so much, and differ by as much again.
 const CLOCK_US: u64 = 60_000_000;
-/// Places in the table of transactions.
-const SLOTS: usize = 64;
+/// Places in the table of transactions: enough, and in some worlds so few that work waits for room.
+const PLACES: usize = 256;
+const FEW_PLACES: usize = 64;
+const FEW_IN: u64 = 8;
 /// Places for users' two-phase transactions.
 const USERS: usize = 16;
 
@@ -151,6 +153,7 @@ pub(crate) struct Host {
 impl Host {
     pub(crate) fn new(i: usize, plan: &Plan, seed: u64) -> Self {
         let n = plan.shape.nodes();
+        let places = if plan.seed.is_multiple_of(FEW_IN) { FEW_PLACES } else { PLACES };
         let state = Record::initial(node(i), 1, NodeSet::first(plan.initial as u8));
         Self {
             up: i < plan.initial,
@@ -164,7 +167,7 @@ impl Host {
             catching_up: None,
             life: 0,
             core: core(plan, state, seed, false),
-            slots: vec![Slot::FREE; SLOTS],
+            slots: vec![Slot::FREE; places],
             users: vec![Slot::FREE; USERS],
             operations: BTreeMap::new(),
             db: Database::default(),

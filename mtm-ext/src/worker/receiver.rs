@@ -303,7 +303,9 @@ impl Receiver {
     /// One round: take what has come, hand it out, wait.
     fn turn(&mut self, conn: &mut Conn) -> Result<(), ConnError> {
         self.deliver_held();
-        conn.consume()?;
+        if self.wait_set.may_read(conn) {
+            conn.consume()?;
+        }
         while self.may_read() {
             match conn.copy_data()? {
                 CopyIn::Data(data) => self.take(&data)?,

@@ -508,6 +508,9 @@ impl Receiver {
 
     /// Notices workers that are done, ready or gone.
     fn collect_workers(&mut self) {
+        if self.workers.is_empty() {
+            return;
+        }
         let slots: BTreeMap<usize, (bool, u64)> = shmem::workers(|all| {
             let of = |i: &usize| (all[*i].used && all[*i].procno != proc::NO_PROC, all[*i].done);
             self.workers.keys().map(|i| (*i, of(i))).collect()

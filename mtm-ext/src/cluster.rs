@@ -5,6 +5,7 @@ use crate::{guc, health, machine};
 use core::sync::atomic::Ordering;
 use mtm_core::{GenNum, Gid, NodeId, NodeSet};
 use mtm_generations::{NodeStatus, Reason};
+use mtm_node::Node;
 
 /// Application name of sessions that are not supervised.
 pub const ADMIN: &str = "mtm_admin";
@@ -93,6 +94,17 @@ pub struct State {
     pub moving: bool,
 }
 
+/// Members of the current generation that are in no clique with this node.
+pub fn missing(node: &Node<'_>) -> NodeSet {
+    let membership = node.membership();
+    membership.current().generation.members.difference(membership.clique())
+}
+
+/// Whether transactions may be announced, as far as it is known without asking the machine.
+pub fn may_announce(node: &Node<'_>) -> bool {
+    node.serves() && missing(node).is_empty()
+}
+
 /// State of this node; `None` while there is no cluster or its unfinished work is not known.
 pub fn state() -> Option<State> {
     machine::look(|node| {
@@ -107,7 +119,7 @@ pub fn state() -> Option<State> {
             status,
             reason,
             serves: node.serves(),
-            missing: current.members.difference(clique),
+            missing: missing(node),
             moving: majority && member && !membership.is_fenced(),
         }
     })

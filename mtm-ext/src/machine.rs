@@ -10,9 +10,9 @@
 //! | `Persist`, `SendGeneration`, `AskReferee`, `CleanReferee`, `StartRecovery`, `Online` | `mtm-campaigner` |
 //! | all others | whoever stepped: they answer its own input |
 
-use crate::dmq;
 use crate::pg::shmem::{self, Backend, NodeState};
 use crate::pg::{message, proc};
+use crate::{cluster, dmq};
 use core::sync::atomic::Ordering;
 use mtm_core::{Gid, LocalXid, Machine, NodeSet, Outbox};
 use mtm_generations::Input as Generation;
@@ -29,12 +29,12 @@ enum Finisher {
 
 /// Steps the machine. Returns the effects that are for the caller.
 pub fn feed(input: Input) -> Vec<Effect> {
-    run(input, Finisher::Workers, |_| {})
+    run(input, Finisher::Workers, |_| true)
 }
 
 /// The same; `CommitPrepared` and `RollbackPrepared` are for the caller, too.
 pub fn feed_here(input: Input) -> Vec<Effect> {
-    run(input, Finisher::Caller, |_| {})
+    run(input, Finisher::Caller, |_| true)
 }
 
 /// Steps the machine with an input about generations.
@@ -43,15 +43,20 @@ pub fn generation(input: Generation) -> Vec<Effect> {
 }
 
 /// Announces this process' transaction; its place is taken in the same step in which it is stamped
-/// and numbered.
+/// and numbered. `None`, and nothing happened, if this node does not serve or members are missing.
 pub fn announce(xid: LocalXid) -> Option<Effect> {
     let answers = |e: &Effect| matches!(e, Effect::WriteAnnouncement(_) | Effect::Rejected(..));
-    feed(Input::Announce(xid)).into_iter().find(answers)
+    let may = |state: &mut NodeState| state.node().is_some_and(|node| cluster::may_announce(&node));
+    run(Input::Announce(xid), Finisher::Workers, may).into_iter().find(answers)
 }
 
 /// Steps the machine after `note`, in one locked section with it.
 pub fn feed_after(input: Input, note: impl FnOnce(&mut NodeState)) -> Vec<Effect> {
-    run(input, Finisher::Workers, note)
+    let noted = |state: &mut NodeState| {
+        note(state);
+        true
+    };
+    run(input, Finisher::Workers, noted)
 }
 
 /// Looks at the machine; `None` while there is none.
@@ -59,9 +64,13 @@ pub fn look<R>(body: impl FnOnce(&mut Node<'_>) -> R) -> Option<R> {
     shmem::node(|state| state.node().map(|mut node| body(&mut node)))
 }
 
-/// Steps the machine with `input`, after `before` in the same locked section, and with what
+/// Steps the machine with `input`, if `before` says so in the same locked section, and with what
 /// follows from it at once.
-fn run(input: Input, finisher: Finisher, before: impl FnOnce(&mut NodeState)) -> Vec<Effect> {
+fn run(
+    input: Input,
+    finisher: Finisher,
+    before: impl FnOnce(&mut NodeState) -> bool,
+) -> Vec<Effect> {
     let mut before = Some(before);
     let mut mine = Vec::new();
     let mut inputs = VecDeque::from([input]);
@@ -69,8 +78,10 @@ fn run(input: Input, finisher: Finisher, before: impl FnOnce(&mut NodeState)) ->
         let mut out = Outbox::new();
         let mut wakes = Wakes::default();
         let step = shmem::node(|state| {
-            if let Some(before) = before.take() {
-                before(state);
+            if let Some(before) = before.take()
+                && !before(state)
+            {
+                return Ok(Vec::new());
             }
             let now = proc::now();
             let Some(mut node) = state.node() else { return Ok(Vec::new()) };
@@ -251,7 +262,10 @@ fn tell_backend(
 ) {
     if let Some((procno, backend)) = state.backend_of(gid) {
         tell(backend);
-        wakes.procs.push(procno);
+        // Who steps looks afterwards anyway.
+        if procno != proc::my_procno() {
+            wakes.procs.push(procno);
+        }
     }
 }
 

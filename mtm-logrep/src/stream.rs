@@ -1,6 +1,7 @@
 //! Messages of the replication stream, from an output plugin to a receiver.
 //!
-//! Layout: one tag byte, fields in the order below, big-endian; a payload fills the rest.
+//! Layout: one tag byte, fields in the order below, big-endian; a payload fills the rest. A packet
+//! is one message, with any number of marks before it: see [`Packet`].
 
 use mtm_core::wire::{DecodeError, DecodeErrorKind, Reader, Writer};
 use mtm_core::{GenNum, Gid, Lsn, MAX_NODES, Xid};
@@ -65,7 +66,8 @@ pub enum StreamMessage<'a> {
         why: &'a str,
     },
     /// A transaction of the cluster, of whatever origin, is committed in the sender's log. Sent in
-    /// the order of commit records, one for each.
+    /// the order of commit records, one for each, before any other message or position behind it:
+    /// see [`Packet`] and [`Keepalive::marked`].
     CommitMark {
         /// The transaction.
         gid: Gid,
@@ -204,6 +206,65 @@ const ANNOUNCED: u8 = b'A';
 const SYNCPOINT: u8 = b'Y';
 const FIRST: u8 = 1;
 const LAST: u8 = 2;
+
+/// Length of a [`StreamMessage::CommitMark`].
+pub const MARK_BYTES: usize = 1 + 17 + 8;
+
+/// The messages of one packet: marks, and at most one other message behind them.
+#[derive(Clone, Debug)]
+pub struct Packet<'a>(Option<&'a [u8]>);
+
+impl<'a> Packet<'a> {
+    /// What came in one packet.
+    #[must_use]
+    pub const fn new(bytes: &'a [u8]) -> Self {
+        Self(Some(bytes))
+    }
+}
+
+impl<'a> Iterator for Packet<'a> {
+    type Item = Result<StreamMessage<'a>, DecodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let bytes = self.0.take()?;
+        let end = if bytes.first() == Some(&COMMIT_MARK) { MARK_BYTES } else { bytes.len() };
+        let (message, rest) = bytes.split_at_checked(end).unwrap_or((bytes, &[]));
+        let message = StreamMessage::decode(message);
+        self.0 = (message.is_ok() && !rest.is_empty()).then_some(rest);
+        Some(message)
+    }
+}
+
+/// A walsender's message about its place in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Up to where it has read.
+    pub end: Lsn,
+    /// It wants an answer at once.
+    pub wants_answer: bool,
+}
+
+impl Keepalive {
+    /// Reads what follows the letter that says what it is.
+    ///
+    /// # Errors
+    /// When that is too short.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(bytes);
+        let end = Lsn(r.u64()?);
+        let _sent_at = r.u64()?;
+        Ok(Self { end, wants_answer: r.u8()? != 0 })
+    }
+
+    /// Up to where the marks of all commits have come before this message. A walsender asks for an
+    /// answer wherever it is, also right behind a commit whose mark still waits for others to
+    /// travel with; it tells its place unasked only when it has nothing left to read, and then no
+    /// mark waits.
+    #[must_use]
+    pub fn marked(&self) -> Option<Lsn> {
+        (!self.wants_answer).then_some(self.end)
+    }
+}
 
 impl<'a> StreamMessage<'a> {
     /// Appends the message's bytes; a payload comes last and may be appended piecemeal after.
@@ -447,7 +508,41 @@ mod tests {
         fn marks_are_small(n: u64) {
             let mut bytes = Vec::new();
             one(6, n, 0, &[], &[]).encode(&mut bytes);
-            prop_assert_eq!(bytes.len(), 26);
+            prop_assert_eq!(bytes.len(), MARK_BYTES);
+        }
+
+        #[test]
+        fn marks_travel_with_others(
+            marks: Vec<u64>, which in 0..KINDS, n: u64, payload: Vec<u8>, cut: usize,
+        ) {
+            let marks: Vec<_> = marks.iter().map(|n| one(6, *n, 0, &[], &[])).collect();
+            let last = one(which, n, 0, &payload, &[]);
+            let mut bytes = Vec::new();
+            for message in marks.iter().chain([&last]) {
+                message.encode(&mut bytes);
+            }
+            let all: Result<Vec<_>, _> = Packet::new(&bytes).collect();
+            prop_assert_eq!(all, Ok([marks.clone(), vec![last]].concat()));
+            // What is cut is marks that came whole, and then nothing or an error.
+            let cut = cut % bytes.len();
+            for (n, message) in Packet::new(&bytes[..cut]).enumerate() {
+                match message {
+                    Ok(message) if n < marks.len() => prop_assert_eq!(message, marks[n]),
+                    _ => prop_assert!(n >= marks.len() || n >= cut / MARK_BYTES),
+                }
+            }
+        }
+
+        #[test]
+        fn keepalives(end: u64, at: u64, answer: bool, more: Vec<u8>) {
+            let mut bytes = [end.to_be_bytes(), at.to_be_bytes()].concat();
+            prop_assert!(Keepalive::decode(&bytes).is_err());
+            bytes.push(u8::from(answer));
+            bytes.extend(more);
+            let keepalive = Keepalive::decode(&bytes).unwrap();
+            prop_assert_eq!(keepalive.end, Lsn(end));
+            // One that asks may come between a commit and its mark.
+            prop_assert_eq!(keepalive.marked(), if answer { None } else { Some(Lsn(end)) });
         }
 
         #[test]

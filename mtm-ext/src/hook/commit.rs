@@ -145,8 +145,8 @@ fn decide(xid: LocalXid) -> (Gid, Lsn) {
 fn stamp(xid: LocalXid) -> Gid {
     let start = proc::now();
     loop {
-        refuse_unless_online();
         match machine::announce(xid) {
+            None => refuse_unless_online(),
             Some(Effect::WriteAnnouncement(gid)) => return gid,
             Some(Effect::Rejected(_, Rejection::TableFull))
                 if proc::now().since(start) < ROOM_US =>
@@ -163,7 +163,7 @@ fn stamp(xid: LocalXid) -> Gid {
                 );
             }
             // The generation changes just now.
-            _ => {
+            Some(_) => {
                 proc::wait(None, Some(5_000));
             }
         }
@@ -201,8 +201,20 @@ pub fn write_marker(gid: &Gid) {
     message::log(c"mtm-marker", &content, true);
 }
 
-fn mine() -> Backend {
-    shmem::node(|state| *state.mine())
+/// What others have written down for this process, and what may be a reason to give up.
+struct Look {
+    place: Backend,
+    refusal: Option<RefusalCopy>,
+    /// Members in no clique with this node.
+    missing: NodeSet,
+}
+
+fn look() -> Look {
+    shmem::node(|state| Look {
+        place: *state.mine(),
+        refusal: state.refusals[proc::my_procno() as usize],
+        missing: state.node().map_or(NodeSet::EMPTY, |node| cluster::missing(&node)),
+    })
 }
 
 fn own_state(gid: Gid) -> Option<CoordinatorState> {
@@ -219,19 +231,20 @@ fn await_outcome(gid: Gid) {
     let mut asked_us = None;
     let mut lost_since = None;
     loop {
-        let place = mine();
-        if place.commit {
+        let look = look();
+        if look.place.commit {
             return;
         }
-        match (place.outcome, place.gave_up) {
+        match (look.place.outcome, look.place.gave_up) {
             (Some(Outcome::Committed), _) => return,
-            (Some(Outcome::Aborted), _) => raise(gid, cause.or_else(|| cause_here(&place))),
+            (Some(Outcome::Aborted), _) => raise(gid, cause.or_else(|| cause_here(look))),
             (None, true) => await_settlement(gid, cause),
             (None, false) => {}
         }
         let now = proc::now().0;
+        let missing = look.missing;
         if asked_us.is_none()
-            && let Some(found) = cause_here(&place).or_else(|| lost_peers(&mut lost_since))
+            && let Some(found) = cause_here(look).or_else(|| lost_peers(missing, &mut lost_since))
         {
             cause = Some(found);
             asked_us = Some(now);
@@ -249,12 +262,11 @@ fn abort_is_accepted(gid: Gid) -> bool {
     matches!(own_state(gid), Some(CoordinatorState::Aborting) | None)
 }
 
-fn cause_here(place: &Backend) -> Option<Cause> {
-    let at = proc::my_procno() as usize;
-    if let Some(refusal) = shmem::node(|state| state.refusals[at]) {
+fn cause_here(look: Look) -> Option<Cause> {
+    if let Some(refusal) = look.refusal {
         return Some(Cause::Refused(refusal));
     }
-    if let Some(winner) = place.lost_to {
+    if let Some(winner) = look.place.lost_to {
         return Some(Cause::LostConflict(winner));
     }
     proc::interrupted().then_some(Cause::Interrupted)
@@ -262,8 +274,7 @@ fn cause_here(place: &Backend) -> Option<Cause> {
 
 /// Members that have been out of reach for so long that a new generation should be there: it is
 /// not, so this node is on the wrong side.
-fn lost_peers(since: &mut Option<u64>) -> Option<Cause> {
-    let missing = cluster::state().map_or(NodeSet::EMPTY, |state| state.missing);
+fn lost_peers(missing: NodeSet, since: &mut Option<u64>) -> Option<Cause> {
     let now = proc::now().0;
     if missing.is_empty() {
         *since = None;
@@ -278,7 +289,7 @@ fn lost_peers(since: &mut Option<u64>) -> Option<Cause> {
 fn await_settlement(gid: Gid, cause: Option<Cause>) -> ! {
     let end = proc::now().0 + SETTLE_US;
     loop {
-        match mine().outcome {
+        match look().place.outcome {
             Some(Outcome::Aborted) => {
                 // What made it fail is the change, unless there was a reason before.
                 raise(gid, cause.or(Some(Cause::LostPeers(NodeSet::EMPTY))))
@@ -366,14 +377,16 @@ fn raise_refusal(gid: Gid, refusal: &RefusalCopy) -> ! {
     )
 }
 
-/// Members that have not said that they committed; none once they are no members any more.
-fn missing(gid: Gid) -> NodeSet {
+/// Members that have not said that they committed, none once they are no members any more; and
+/// members in no clique with this node.
+fn missing(gid: Gid) -> (NodeSet, NodeSet) {
     machine::look(|node| {
         let members = node.membership().current().generation.members;
-        match node.transaction(&gid).map(|entry| entry.role) {
+        let silent = match node.transaction(&gid).map(|entry| entry.role) {
             Some(Role::Own(own)) => own.missing().intersection(members),
             _ => NodeSet::EMPTY,
-        }
+        };
+        (silent, cluster::missing(node))
     })
     .unwrap_or_default()
 }
@@ -383,7 +396,8 @@ fn missing(gid: Gid) -> NodeSet {
 fn await_peers(gid: Gid) {
     let mut lost_since = None;
     loop {
-        if missing(gid).is_empty() || lost_peers(&mut lost_since).is_some() {
+        let (silent, lost) = missing(gid);
+        if silent.is_empty() || lost_peers(lost, &mut lost_since).is_some() {
             return;
         }
         if proc::interrupted() {

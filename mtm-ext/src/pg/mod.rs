@@ -16,6 +16,7 @@ pub mod message;
 pub mod pgflags;
 pub mod pipe;
 pub mod plugin;
+mod plugin_marks;
 mod plugin_options;
 mod plugin_recovery;
 mod plugin_stream;

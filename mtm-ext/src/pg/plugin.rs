@@ -11,7 +11,7 @@
 //! A peer that recovers asks for mode `recovery`: see [`plugin_recovery`].
 
 use super::rows::{Encoded, RowEncoder, Unidentified};
-use super::{pgflags as flags, plugin_options, plugin_recovery, plugin_stream};
+use super::{pgflags as flags, plugin_marks, plugin_options, plugin_recovery, plugin_stream};
 use core::ffi::{CStr, c_char, c_int};
 use mtm_core::{Gid, Lsn};
 use mtm_logrep::announcement::{Announcement, DDL_PREFIX, MARKER_PREFIX, PREFIX};
@@ -33,6 +33,8 @@ pub(super) struct Plugin {
     pub(super) rows: Rows,
     /// The message being built.
     pub(super) buffer: Vec<u8>,
+    /// Marks that wait for what comes next.
+    pub(super) marks: plugin_marks::Marks,
     /// Transactions in progress.
     pub(super) streams: plugin_stream::Streams,
     /// The transaction that a recovering peer gets.
@@ -104,6 +106,7 @@ unsafe extern "C-unwind" fn startup(
             current: None,
             rows: Rows::Ordinary,
             buffer: Vec::with_capacity(1024),
+            marks: plugin_marks::Marks::default(),
             streams: plugin_stream::Streams::default(),
             recovery: plugin_recovery::Recovery::new(wanted.hold),
         };
@@ -117,6 +120,9 @@ unsafe extern "C-unwind" fn startup(
             plugin_stream::bound_memory();
         }
         (*ctx).output_plugin_private = Box::into_raw(Box::new(plugin)).cast();
+        if !wanted.recovery && !is_init {
+            plugin_marks::collect(ctx);
+        }
     }
 }
 
@@ -171,7 +177,7 @@ pub(super) unsafe fn mark_commit(ctx: Context, txn: Txn) {
     // SAFETY: the caller's promise; core has noted the end of the commit record.
     unsafe {
         if let Some(gid) = flags::name(txn) {
-            send(ctx, &StreamMessage::CommitMark { gid, lsn: Lsn((*txn).end_lsn) });
+            plugin_marks::mark(ctx, gid, Lsn((*txn).end_lsn));
         }
     }
 }
@@ -451,7 +457,7 @@ pub(super) unsafe fn send(ctx: Context, message: &StreamMessage<'_>) {
     unsafe { write(ctx, &bytes) }
 }
 
-/// Sends the bytes of one message of the stream.
+/// Sends the bytes of one message of the stream, or none, behind the marks that wait.
 ///
 /// # Safety
 /// Within a callback.
@@ -459,7 +465,11 @@ pub(super) unsafe fn write(ctx: Context, bytes: &[u8]) {
     // SAFETY: the caller's promise; the bytes are copied into the context's buffer.
     unsafe {
         pg_sys::OutputPluginPrepareWrite(ctx, true);
-        pg_sys::appendBinaryStringInfo((*ctx).out, bytes.as_ptr().cast(), bytes.len() as c_int);
+        let marks = &mut plugin(ctx).marks;
+        for part in [marks.bytes(), bytes] {
+            pg_sys::appendBinaryStringInfo((*ctx).out, part.as_ptr().cast(), part.len() as c_int);
+        }
+        marks.clear();
         pg_sys::OutputPluginWrite(ctx, true);
     }
 }

@@ -28,17 +28,33 @@ impl Watch {
     }
 }
 
+const READABLE: u32 = pg_sys::WL_SOCKET_READABLE;
+
 /// The latch, the postmaster, and sockets.
 #[derive(Debug)]
 pub struct WaitSet {
     raw: *mut pg_sys::WaitEventSet,
     watched: Vec<Watch>,
     positions: Vec<c_int>,
+    /// By connection watched: the last wait found it readable.
+    readable: Vec<bool>,
+    /// How often in a row nothing was said of any connection.
+    blind: u32,
 }
+
+/// After so many times connections are read without being asked for: a latch that is set already
+/// ends a wait before it looks at any.
+const BLIND: u32 = 4;
 
 impl Default for WaitSet {
     fn default() -> Self {
-        Self { raw: core::ptr::null_mut(), watched: Vec::new(), positions: Vec::new() }
+        Self {
+            raw: core::ptr::null_mut(),
+            watched: Vec::new(),
+            positions: Vec::new(),
+            readable: Vec::new(),
+            blind: 0,
+        }
     }
 }
 
@@ -100,9 +116,24 @@ impl WaitSet {
         }
     }
 
+    /// Whether reading from a connection may bring something: not if the last wait was to say so
+    /// and did not.
+    pub fn may_read(&self, conn: &Conn) -> bool {
+        let at = self.watched.iter().position(|watch| watch.id == conn.id() && watch.read);
+        self.blind >= BLIND || at.is_none_or(|at| self.readable[at])
+    }
+
+    /// Instead of a wait, when there is work.
+    pub fn pass(&mut self) {
+        self.blind = if self.blind >= BLIND { 0 } else { self.blind + 1 };
+        self.readable.fill(false);
+    }
+
     /// Waits as [`super::proc::wait`] does. A connection that waits for nothing must not be given.
     pub fn wait(&mut self, watches: &[Watch], timeout_us: Option<u64>) -> Woken {
         self.set(watches);
+        self.readable.clear();
+        self.readable.resize(watches.len(), false);
         let timeout = match timeout_us {
             Some(us) => c_long::try_from(us.div_ceil(1000)).unwrap_or(c_long::MAX),
             None => -1,
@@ -124,7 +155,17 @@ impl WaitSet {
             // SAFETY: our own latch.
             unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) };
         }
-        let socket = seen & (pg_sys::WL_SOCKET_READABLE | pg_sys::WL_SOCKET_WRITEABLE) != 0;
+        let socket = seen & (READABLE | pg_sys::WL_SOCKET_WRITEABLE) != 0;
+        if latch && !socket {
+            self.pass();
+        } else {
+            self.blind = 0;
+        }
+        for event in events[..got.max(0) as usize].iter().filter(|e| e.events & READABLE != 0) {
+            if let Some(at) = self.positions.iter().position(|position| *position == event.pos) {
+                self.readable[at] = true;
+            }
+        }
         Woken { latch, socket }
     }
 }

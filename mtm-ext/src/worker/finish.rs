@@ -44,8 +44,11 @@ pub const fn free(worker: proc::ProcNo) -> shmem::Note {
 
 /// Ends it here, unless somebody else does; wakes the worker that waits with it.
 pub fn unless_taken(gid: &Gid, _commit: bool) {
-    let worker = shmem::node(|state| state.notes.get_mut(gid).map(|note| note.worker));
-    if let Some(commit) = take(gid) {
+    let me = proc::my_procno();
+    let (worker, decided) = shmem::node(|state| {
+        (state.notes.get_mut(gid).map(|note| note.worker), take_in(state, gid, me))
+    });
+    if let Some(commit) = decided {
         end(gid, commit);
     }
     if let Some(worker) = worker {

@@ -17,7 +17,7 @@ use core::sync::atomic::Ordering;
 use mtm_core::{Gid, Instant, Lsn, NodeId};
 use mtm_dmq::ring::Ring;
 use mtm_generations::StatusInGeneration;
-use mtm_logrep::stream::StreamMessage;
+use mtm_logrep::stream::{Keepalive, Packet, StreamMessage};
 use mtm_node::{Effect, Input, Role};
 use mtm_paxos::commit::{Decree, Delivery, ParticipantState};
 use std::collections::{BTreeMap, VecDeque};
@@ -281,9 +281,10 @@ impl Receiver {
                 let message = StreamMessage::decode(&data[25..]).map_err(|_| broken())?;
                 replay.take(message).map_err(|error| ConnError::Connection(error.to_string()))
             }
-            Some(b'k') if data.len() >= 18 => {
-                replay.reached(keepalive_end(data));
-                if data[17] == 1 {
+            Some(b'k') => {
+                let keepalive = Keepalive::decode(&data[1..]).map_err(|_| broken())?;
+                replay.reached(keepalive.end);
+                if keepalive.wants_answer {
                     self.next_feedback = Instant(0);
                     self.asked.get_or_insert(proc::now());
                 }
@@ -319,7 +320,9 @@ impl Receiver {
     /// One round: take what has come, hand it out, wait.
     fn turn(&mut self, conn: &mut Conn) -> Result<(), ConnError> {
         self.deliver_held();
-        conn.consume()?;
+        if self.wait_set.may_read(conn) {
+            conn.consume()?;
+        }
         while self.may_read() {
             match conn.copy_data()? {
                 CopyIn::Data(data) => self.take(&data)?,
@@ -395,14 +398,19 @@ impl Receiver {
         match data.first() {
             Some(b'w') if data.len() >= 25 => {
                 self.asked = None;
-                let message = StreamMessage::decode(&data[25..]);
-                self.take_message(message.map_err(|_| broken())?)
-            }
-            Some(b'k') if data.len() >= 18 => {
-                if self.incoming.is_none() {
-                    self.received = self.received.max(keepalive_end(data));
+                for message in Packet::new(&data[25..]) {
+                    self.take_message(message.map_err(|_| broken())?)?;
                 }
-                if data[17] == 1 {
+                Ok(())
+            }
+            Some(b'k') => {
+                let keepalive = Keepalive::decode(&data[1..]).map_err(|_| broken())?;
+                if self.incoming.is_none()
+                    && let Some(marked) = keepalive.marked()
+                {
+                    self.received = self.received.max(marked);
+                }
+                if keepalive.wants_answer {
                     self.next_feedback = Instant(0);
                     self.asked.get_or_insert(proc::now());
                 }
@@ -519,6 +527,9 @@ impl Receiver {
 
     /// Notices workers that are done, ready or gone.
     fn collect_workers(&mut self) {
+        if self.workers.is_empty() {
+            return;
+        }
         let slots: BTreeMap<usize, (bool, u64)> = shmem::workers(|all| {
             let of = |i: &usize| (all[*i].used && all[*i].procno != proc::NO_PROC, all[*i].done);
             self.workers.keys().map(|i| (*i, of(i))).collect()
@@ -689,11 +700,4 @@ fn is_committed(role: &Role) -> bool {
         Role::Own(own) => own.decree() == Some(Decree::Commit) && own.is_durable(),
         Role::Peer(peer) => peer.state() == ParticipantState::Committed,
     }
-}
-
-/// The position in a keepalive message.
-fn keepalive_end(data: &[u8]) -> Lsn {
-    let mut end = [0; 8];
-    end.copy_from_slice(&data[1..9]);
-    Lsn(u64::from_be_bytes(end))
 }

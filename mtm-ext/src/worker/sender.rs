@@ -43,17 +43,17 @@ pub fn run() {
     loop {
         bgworker::handle_signals();
         for (node, link) in &mut links {
-            serve(*node, link);
+            serve(*node, link, &set);
         }
         wait(&mut set, &links);
     }
 }
 
-fn serve(node: NodeId, link: &mut Link) {
+fn serve(node: NodeId, link: &mut Link, set: &WaitSet) {
     if link.conn.is_none() {
         reconnect(node, link);
     }
-    if let Err(error) = pump(node, link) {
+    if let Err(error) = pump(node, link, set) {
         pgrx::log!("multimaster: lost the connection to node {node}: {error}");
         down(node, link);
     }
@@ -116,10 +116,13 @@ fn connect(node: NodeId) -> Result<Conn, ConnError> {
 }
 
 /// Reads the peer's answers and moves messages from the ring to the connection.
-fn pump(node: NodeId, link: &mut Link) -> Result<(), ConnError> {
+fn pump(node: NodeId, link: &mut Link, set: &WaitSet) -> Result<(), ConnError> {
     let Some(conn) = &mut link.conn else { return Ok(()) };
-    conn.consume()?;
-    loop {
+    let reads = set.may_read(conn);
+    if reads {
+        conn.consume()?;
+    }
+    while reads {
         match conn.copy_data()? {
             CopyIn::Data(bytes) => {
                 inbox::heard(node);
@@ -162,7 +165,7 @@ fn wait(set: &mut WaitSet, links: &BTreeMap<NodeId, Link>) {
         link.conn.is_some() && !link.unsent && !shmem::ring(*node).is_empty()
     };
     if links.iter().any(ready) {
-        return;
+        return set.pass();
     }
     let now = proc::now();
     let due = |link: &Link| match &link.conn {

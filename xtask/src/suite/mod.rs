@@ -30,6 +30,7 @@ mod sequences;
 mod settings;
 mod shares;
 mod stream;
+mod stream_order;
 mod stream_reader;
 mod tables;
 mod twophase;
@@ -89,6 +90,7 @@ const GROUPS: &[&[Check]] = &[
     large::CHECKS,
     large_stream::CHECKS,
     stream::CHECKS,
+    stream_order::CHECKS,
     local::CHECKS,
     objects::CHECKS,
     peers::CHECKS,

@@ -7,7 +7,7 @@ use crate::wait::until;
 use anyhow::{Context, Result, bail, ensure};
 use mtm_core::{GenNum, Gid, Lsn};
 use mtm_logrep::row::{Relation, RowMessage, RowReader, Tuple, Value};
-use mtm_logrep::stream::StreamMessage;
+use mtm_logrep::stream::{Packet, StreamMessage};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -150,6 +150,11 @@ impl<'a> Slot<'a> {
         Ok(Self { arena, node, name })
     }
 
+    /// Its name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The statement that reads it; `verb` is peek or get.
     pub(super) fn query(&self, verb: &str, options: &str) -> String {
         let options: String = options.split(' ').map(|word| format!(", '{word}'")).collect();
@@ -208,8 +213,9 @@ impl<'a> Slot<'a> {
         let mut pieces = Event::new(Said::Other, None, Lsn(0));
         for text in rows.into_iter().flatten().flatten() {
             let bytes = unhex(&text)?;
-            let message = StreamMessage::decode(&bytes)?;
-            take(message, &mut pieces, &mut events)?;
+            for message in Packet::new(&bytes) {
+                take(message?, &mut pieces, &mut events)?;
+            }
         }
         ensure!(pieces.payload.is_empty(), "pieces at the end belong to nothing");
         let places: Vec<Lsn> =

@@ -122,6 +122,11 @@ impl Plan {
         self.tasks.len()
     }
 
+    /// Whether one that touches everything is not finished.
+    pub const fn has_everything(&self) -> bool {
+        self.everything.is_some()
+    }
+
     /// Whether all are finished.
     pub fn is_empty(&self) -> bool {
         self.tasks.is_empty()

@@ -71,6 +71,11 @@ impl Footprint {
         }
     }
 
+    /// Touches everything.
+    pub fn everything() -> Self {
+        Self { everything: true, ..Self::new() }
+    }
+
     /// Touches a row.
     pub fn touch_row(&mut self, table: u64, row: u64) {
         if !self.everything && !self.tables.contains(&table) {

@@ -23,6 +23,7 @@ mod numbers;
 mod objects;
 mod partition;
 mod peers;
+mod replay;
 mod rows;
 mod schema;
 mod sequences;
@@ -92,6 +93,7 @@ const GROUPS: &[&[Check]] = &[
     objects::CHECKS,
     peers::CHECKS,
     failover::CHECKS,
+    replay::CHECKS,
     failing::CHECKS,
     partition::CHECKS,
     numbers::CHECKS,

@@ -66,9 +66,7 @@ fn footprints(c: &mut Criterion) {
     let mut group = c.benchmark_group("plan/footprint");
     group.throughput(Throughput::Elements(100));
     group.bench_function("100 rows", |b| {
-        b.iter(|| {
-            footprint(black_box(&blob), |_| Conflicts::ByKey.into()).expect("intact")
-        });
+        b.iter(|| footprint(black_box(&blob), |_| Conflicts::ByKey.into()).expect("intact"));
     });
     group.finish();
 }

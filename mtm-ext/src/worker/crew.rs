@@ -184,10 +184,18 @@ impl Member {
 
 impl Drop for Crew {
     fn drop(&mut self) {
-        for member in self.members.values() {
-            member.handle.terminate();
+        for (slot, member) in &self.members {
+            let procno = shmem::workers(|all| {
+                let_go(&mut all[*slot]);
+                all[*slot].procno
+            });
+            if member.ready {
+                proc::wake(procno);
+            } else {
+                // It may not know yet what it was started for.
+                member.handle.terminate();
+            }
         }
-        shmem::workers(|all| self.members.keys().for_each(|slot| let_go(&mut all[*slot])));
     }
 }
 
@@ -217,7 +225,7 @@ const fn bit(n: u64) -> u64 {
     1 << (n % 64)
 }
 
-/// The worker's side: replays what comes through the ring until the process is ended.
+/// The worker's side: replays what comes through the ring until nobody wants it any more.
 pub fn serve(slot: usize, origin: NodeId, ring: &Ring<'_>) {
     bgworker::set_config(c"synchronous_commit", c"off");
     let wanted = &shmem::peer(origin).wants_worker;
@@ -236,6 +244,9 @@ pub fn serve(slot: usize, origin: NodeId, ring: &Ring<'_>) {
                 bgworker::report_statistics();
             }
             Ok(false) => {
+                if !shmem::workers(|all| all[slot].replays) {
+                    return;
+                }
                 bgworker::report_idle();
                 let unreported = bgworker::report_statistics();
                 proc::wait(None, unreported);

@@ -171,7 +171,11 @@ impl Replay {
     pub fn work(&mut self, busy: usize) {
         let most = guc::MAX_WORKERS.get().unsigned_abs() as usize;
         let wanted = guc::RECOVERY_WORKERS.get().unsigned_abs() as usize;
-        self.workers = wanted.min(most.saturating_sub(busy));
+        let workers = wanted.min(most.saturating_sub(busy));
+        // Without workers nobody looks at what a transaction touches.
+        if (workers == 0) == (self.workers == 0) || self.lineup.is_empty() {
+            self.workers = workers;
+        }
         loop {
             let mut goes_on = self.collect();
             goes_on |= self.take_in();
@@ -370,6 +374,8 @@ impl Replay {
                 return Some(commit);
             }
             commit.touches = Some(match rows {
+                // In one process all keep their order anyway.
+                Some(_) if self.workers == 0 && !is_undecided(&commit.gid) => Footprint::new(),
                 Some(rows) if !is_undecided(&commit.gid) => self.lineup.footprint(rows),
                 // Ending what is prepared, or nothing at all: in its order, too.
                 _ => Footprint::everything(),

@@ -24,6 +24,10 @@ const CLIENTS: usize = 6;
 const WORKERS: &str =
     "SELECT pid FROM pg_stat_activity WHERE backend_type = 'mtm-logrep-receiver-dynworker'";
 
+/// Ends them; how many there were.
+const END_WORKERS: &str = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid))
+    FROM pg_stat_activity WHERE backend_type = 'mtm-logrep-receiver-dynworker'";
+
 /// Each of `clients` clients does `n` transactions, on nodes 1 and 2 in turns, and repeats what
 /// loses a conflict.
 fn write(
@@ -85,9 +89,7 @@ fn workers_replay(session: &Session) -> Result<()> {
 /// Ten rows of a table with columns `id` and `pad`: enough to be worth a worker.
 fn ten_rows(table: &str, client: usize, i: usize) -> String {
     let first = (client * 10_000 + i) * 10;
-    format!(
-        "INSERT INTO {table} SELECT {first} + g, repeat('x', 200) FROM generate_series(0, 9) g"
-    )
+    format!("INSERT INTO {table} SELECT {first} + g, repeat('x', 200) FROM generate_series(0, 9) g")
 }
 
 /// Conflicting and independent transactions of several origins.
@@ -104,7 +106,9 @@ fn mixture(client: usize, i: usize) -> String {
         2 => format!("DELETE FROM r_parent WHERE id = {before}; {rows}"),
         // A key that is free for a moment, or a unique value that moves from row to row.
         3 if client % 2 == 0 => format!("DELETE FROM r_move WHERE id = {client}; {rows}"),
-        4 if client % 2 == 0 => format!("INSERT INTO r_move VALUES ({client}, repeat('m', 1000 + {i}))"),
+        4 if client % 2 == 0 => {
+            format!("INSERT INTO r_move VALUES ({client}, repeat('m', 1000 + {i}))")
+        }
         3 => format!("DELETE FROM r_slot WHERE owner = {client}; {rows}"),
         4 => {
             let id = client * 10 + i / 6 % 10;
@@ -182,12 +186,11 @@ fn a_worker_is_terminated(a: &Arena) -> Result<()> {
     workers_replay(&session)?;
     let mut ended = 0;
     until("node 3 is online", WITHIN, || {
-        let workers = format!("SELECT count(*) FROM ({WORKERS}) w WHERE pg_terminate_backend(pid)");
         let status = session.one("SELECT status FROM mtm.status()")?;
         if status == "online" {
             return Ok(Some(()));
         }
-        ended += session.one(&workers)?.parse::<usize>()?;
+        ended += session.one(END_WORKERS)?.parse::<usize>()?;
         Ok(None)
     })?;
     ensure!(ended > 0, "no worker was ended");

@@ -183,9 +183,8 @@ unsafe fn parents(
         let list = pg_sys::RelationGetFKeyList(rel);
         let keys: Vec<(Oid, Vec<(i16, i16)>)> = (0..pg_sys::list_length(list) as usize)
             .map(|i| {
-                let key = &*(*(*list).elements.add(i))
-                    .ptr_value
-                    .cast::<pg_sys::ForeignKeyCacheInfo>();
+                let key =
+                    &*(*(*list).elements.add(i)).ptr_value.cast::<pg_sys::ForeignKeyCacheInfo>();
                 let n = key.nkeys as usize;
                 let pairs = key.confkey[..n].iter().copied().zip(key.conkey[..n].iter().copied());
                 (key.confrelid, pairs.collect())

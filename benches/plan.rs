@@ -6,7 +6,7 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use mtm_core::Rng;
 use mtm_logrep::plan::{Conflicts, Footprint, Plan, footprint};
-use mtm_logrep::row::{Column, ColumnType, ReplicaIdentity, RowReader, RowWriter, write_relation};
+use mtm_logrep::row::{Column, ColumnType, ReplicaIdentity, RowWriter, write_relation};
 use std::collections::VecDeque;
 use std::hint::black_box;
 
@@ -66,9 +66,7 @@ fn footprints(c: &mut Criterion) {
     let mut group = c.benchmark_group("plan/footprint");
     group.throughput(Throughput::Elements(100));
     group.bench_function("100 rows", |b| {
-        b.iter(|| {
-            footprint(RowReader::new(black_box(&blob)), |_| Conflicts::ByKey).expect("intact")
-        });
+        b.iter(|| footprint(black_box(&blob), |_| Conflicts::ByKey.into()).expect("intact"));
     });
     group.finish();
 }

@@ -9,6 +9,8 @@ pub static HEARTBEAT_RECV_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(2000
 pub static HEARTBEAT_SEND_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(200);
 /// Apply workers per peer.
 pub static MAX_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(100);
+/// Apply workers that replay what a donor has committed, beside its receiver.
+pub static RECOVERY_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(4);
 /// Places for unfinished transactions of the cluster, and finished ones not forgotten yet.
 pub static MAX_TRANSACTIONS: GucSetting<i32> = GucSetting::<i32>::new(65_536);
 /// kB above which a transaction spills to disk on the receiver.
@@ -84,6 +86,16 @@ pub fn init() {
         1,
         10_000,
         GucContext::Postmaster,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"multimaster.recovery_workers",
+        c"Number of apply workers that replay in parallel what this node has missed.",
+        c"They count among multimaster.max_workers; 0 lets one process replay everything.",
+        &RECOVERY_WORKERS,
+        0,
+        64,
+        GucContext::Sighup,
         GucFlags::default(),
     );
     GucRegistry::define_int_guc(

@@ -10,7 +10,9 @@
 
 mod footprint;
 
-pub use footprint::{Conflicts, Footprint, equality_is_bytewise, footprint};
+pub use footprint::{
+    Conflicts, Footprint, Parent, Rules, Tracer, equality_is_bytewise, footprint, table_hash,
+};
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,13 +37,22 @@ struct Table {
     single: BTreeSet<Place>,
 }
 
+/// Who touched a row last, of those that are not finished.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+struct Row {
+    /// The last one that changes it.
+    writer: Option<Place>,
+    /// Those after it that need it to stay.
+    readers: BTreeSet<Place>,
+}
+
 /// Transactions in commit order, and which of them may run.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Plan {
     next: Place,
     tasks: BTreeMap<Place, Task>,
     ready: BTreeSet<Place>,
-    rows: BTreeMap<(u64, u64), Place>,
+    rows: BTreeMap<(u64, u64), Row>,
     tables: BTreeMap<u64, Table>,
     everything: Option<Place>,
 }
@@ -83,6 +94,11 @@ impl Plan {
         self.ready.pop_first()
     }
 
+    /// How many may run now and were not started.
+    pub fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
     /// A started transaction is committed here.
     ///
     /// # Panics
@@ -106,6 +122,11 @@ impl Plan {
         self.tasks.len()
     }
 
+    /// Whether one that touches everything is not finished.
+    pub const fn has_everything(&self) -> bool {
+        self.everything.is_some()
+    }
+
     /// Whether all are finished.
     pub fn is_empty(&self) -> bool {
         self.tasks.is_empty()
@@ -124,9 +145,16 @@ impl Plan {
                 before.extend(&known.single);
             }
         }
-        for (table, row) in footprint.rows() {
-            before.extend(self.tables.get(&table).and_then(|known| known.whole));
-            before.extend(self.rows.get(&(table, row)));
+        for at in footprint.rows() {
+            before.extend(self.tables.get(&at.0).and_then(|known| known.whole));
+            if let Some(row) = self.rows.get(&at) {
+                before.extend(row.writer);
+                before.extend(&row.readers);
+            }
+        }
+        for at in footprint.reads() {
+            before.extend(self.tables.get(&at.0).and_then(|known| known.whole));
+            before.extend(self.rows.get(&at).and_then(|row| row.writer));
         }
         before
     }
@@ -142,12 +170,15 @@ impl Plan {
         for table in footprint.tables() {
             self.tables.insert(table, Table { whole: Some(place), single: BTreeSet::new() });
         }
-        for (table, row) in footprint.rows() {
-            let known = self.tables.entry(table).or_default();
-            if known.whole != Some(place) {
-                known.single.insert(place);
-            }
-            self.rows.insert((table, row), place);
+        for (table, _) in footprint.rows().chain(footprint.reads()) {
+            self.tables.entry(table).or_default().single.insert(place);
+        }
+        for at in footprint.rows() {
+            // Whoever read it before finishes before this one.
+            self.rows.insert(at, Row { writer: Some(place), readers: BTreeSet::new() });
+        }
+        for at in footprint.reads() {
+            self.rows.entry(at).or_default().readers.insert(place);
         }
     }
 
@@ -155,13 +186,16 @@ impl Plan {
         if self.everything == Some(place) {
             self.everything = None;
         }
-        let rows = footprint.rows();
-        for (table, row) in rows {
-            if self.rows.get(&(table, row)) == Some(&place) {
-                self.rows.remove(&(table, row));
+        let single = || footprint.rows().chain(footprint.reads());
+        for at in single() {
+            let Some(row) = self.rows.get_mut(&at) else { continue };
+            row.writer = row.writer.filter(|writer| *writer != place);
+            row.readers.remove(&place);
+            if *row == Row::default() {
+                self.rows.remove(&at);
             }
         }
-        for table in footprint.tables().chain(footprint.rows().map(|(table, _)| table)) {
+        for table in footprint.tables().chain(single().map(|(table, _)| table)) {
             let Some(known) = self.tables.get_mut(&table) else { continue };
             known.single.remove(&place);
             if known.whole == Some(place) {
@@ -181,9 +215,12 @@ mod tests {
 
     fn touches() -> impl Strategy<Value = Footprint> {
         let rows = prop::collection::vec((0u64..3, 0u64..4), 0..5);
+        let reads = prop::collection::vec((0u64..3, 0u64..4), 0..4);
         let tables = prop::collection::vec(0u64..3, 0..2);
-        (rows, tables, prop::bool::weighted(0.05)).prop_map(|(rows, tables, everything)| {
+        let everything = prop::bool::weighted(0.05);
+        (rows, reads, tables, everything).prop_map(|(rows, reads, tables, everything)| {
             let mut footprint = Footprint::new();
+            reads.into_iter().for_each(|(table, row)| footprint.read_row(table, row));
             rows.into_iter().for_each(|(table, row)| footprint.touch_row(table, row));
             // Mostly single rows.
             tables.into_iter().skip(1).for_each(|table| footprint.touch_table(table));

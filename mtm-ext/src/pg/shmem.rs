@@ -288,6 +288,15 @@ pub struct WorkerSlot {
     pub handed: u64,
     /// See `handed`.
     pub done: u64,
+    /// Whether it replays what a donor has committed. It takes several at a time then, its receiver
+    /// reads how they went, and frees the slot after its end.
+    pub replays: bool,
+    /// Of the last 64 transactions, those that it could not replay: bit `n % 64` for the `n`th.
+    pub failed: u64,
+    /// End of its last commit record.
+    pub committed: Lsn,
+    /// Its process has ended, and its receiver has not read how far it came.
+    pub ended: bool,
 }
 
 const FREE_WORKER: WorkerSlot = WorkerSlot {
@@ -303,6 +312,10 @@ const FREE_WORKER: WorkerSlot = WorkerSlot {
     gid: None,
     handed: 0,
     done: 0,
+    replays: false,
+    failed: 0,
+    committed: Lsn(0),
+    ended: false,
 };
 
 /// What is known of a peer.
@@ -368,6 +381,8 @@ pub struct Header {
     pub replay_generation: AtomicU64,
     /// The process that replays it.
     pub replayer: AtomicI32,
+    /// 1 while a checkpoint waits for the moment in which recovery has nothing under way.
+    pub checkpoint_waits: AtomicU32,
     /// When walsenders were last woken for records that our streams skip; monotonic us.
     pub streams_woken_us: AtomicU64,
     /// Processes that others wake.

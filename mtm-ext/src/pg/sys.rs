@@ -23,6 +23,13 @@ unsafe extern "C-unwind" {
     /// `commands/async.h`.
     pub fn AtPrepare_Notify();
 
+    /// `catalog/pg_inherits.h`: a table and all that inherit from it.
+    pub fn find_all_inheritors(
+        parent: pg_sys::Oid,
+        lock: pg_sys::LOCKMODE,
+        parents: *mut *mut pg_sys::List,
+    ) -> *mut pg_sys::List;
+
     /// `libpq/libpq.h`.
     pub fn pq_startmsgread();
     /// `libpq/libpq.h`.

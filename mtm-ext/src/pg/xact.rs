@@ -329,6 +329,17 @@ pub fn begin() {
     }
 }
 
+/// Commits what [`begin`] began and runs `done`; nothing can end the process in between, so what
+/// `done` writes down is true.
+pub fn commit_and(done: impl FnOnce()) {
+    // SAFETY: a counter of this process; an ERROR resets it.
+    unsafe { pg_sys::InterruptHoldoffCount += 1 };
+    commit();
+    done();
+    // SAFETY: as above.
+    unsafe { pg_sys::InterruptHoldoffCount -= 1 };
+}
+
 /// Commits what [`begin`] began; durably or not, as `synchronous_commit` says.
 pub fn commit() {
     // SAFETY: inside the transaction that `begin` began.

@@ -2,7 +2,7 @@
 //! what is decided.
 
 use super::spill::{self, Part, Rows};
-use super::{divergence, finish, users};
+use super::{crew, divergence, finish, users};
 use crate::pg::bgworker::{self, Caught};
 use crate::pg::rows::{self, Applier};
 use crate::pg::shmem::{self, WorkerSlot};
@@ -46,6 +46,9 @@ fn serve(slot: usize) {
     });
     let Some(ring) = segment::attach(mine.segment) else { return };
     proc::wake(mine.receiver);
+    if mine.replays {
+        return crew::serve(slot, mine.origin, &ring);
+    }
     let mut applier = Applier::new();
     let mut task = Vec::new();
     // A cancel is meant for an apply; one that comes too late must not end the worker.
@@ -91,7 +94,13 @@ fn release() {
     users::release_worker(&ended());
     let slot = SLOT.get();
     let receiver = shmem::workers(|workers| {
-        core::mem::replace(&mut workers[slot], shmem::free_worker()).receiver
+        let mine = &mut workers[slot];
+        if mine.replays {
+            (mine.procno, mine.ended) = (proc::NO_PROC, true);
+            mine.receiver
+        } else {
+            core::mem::replace(mine, shmem::free_worker()).receiver
+        }
     });
     proc::wake(receiver);
     proc::wake(shmem::header().resolver.load(Ordering::Acquire));

@@ -55,6 +55,7 @@ pub fn run() {
         begin(me);
     }
     health::load();
+    header.checkpoint_waits.store(0, Ordering::Release);
     let now = proc::now();
     let mut campaigner = Campaigner {
         me,
@@ -256,6 +257,7 @@ impl Campaigner {
     }
 
     fn take_checkpoint(&mut self, now: Instant) {
+        let waits = &shmem::header().checkpoint_waits;
         let start = wal::inserted();
         let saved = machine::look(|node| {
             let found = node.remembered().map(Iterator::collect::<Vec<_>>)?;
@@ -275,8 +277,14 @@ impl Campaigner {
                 self.no_checkpoint_before = now.plus_us(CHECKPOINT_PAUSE_US);
             }
             // Recovery's work is under way.
-            Some(None) => self.no_checkpoint_before = now.plus_us(CHECKPOINT_AGAIN_US),
+            Some(None) => {
+                self.no_checkpoint_before = now.plus_us(CHECKPOINT_AGAIN_US);
+                return waits.store(1, Ordering::Release);
+            }
             None => self.checkpoint = now.plus_us(CHECKPOINT_US),
+        }
+        if waits.swap(0, Ordering::AcqRel) != 0 {
+            proc::wake(shmem::header().replayer.load(Ordering::Acquire));
         }
     }
 }

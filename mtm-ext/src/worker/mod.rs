@@ -3,10 +3,12 @@
 mod applier;
 mod campaigner;
 mod conflict;
+mod crew;
 mod divergence;
 mod finish;
 mod health;
 mod inbox;
+mod lineup;
 mod monitor;
 mod receiver;
 mod recovery;

@@ -4,7 +4,7 @@
 use super::applier::InPlace;
 use super::recovery::Replay;
 use super::spill::{self, EarlyIncoming, Incoming, Task};
-use super::{conflict, recovery, users};
+use super::{conflict, crew, recovery, users};
 use crate::health::{self, Cause};
 use crate::pg::bgworker::{self, Caught, Handle, Kind};
 use crate::pg::conn::{Conn, ConnError, CopyIn};
@@ -196,8 +196,13 @@ fn refuse_ended(gid: Gid) {
 /// Ends workers that an earlier receiver of this origin has left.
 fn take_over(origin: NodeId) {
     let left: Vec<ProcNo> = shmem::workers(|workers| {
-        let of_origin = workers.iter().filter(|w| w.used && w.origin == origin);
-        of_origin.map(|w| w.procno).collect()
+        let of_origin = |w: &&mut shmem::WorkerSlot| w.used && w.origin == origin;
+        let mut left = Vec::new();
+        for worker in workers.iter_mut().filter(of_origin) {
+            left.push(worker.procno);
+            crew::let_go(worker);
+        }
+        left
     });
     for procno in left {
         proc::terminate(procno);
@@ -239,6 +244,7 @@ impl Receiver {
             Ok(mut conn) => self.replay(&mut conn, &mut replay),
             Err(error) => Err(error),
         };
+        replay.complete();
         self.received = replay.done();
         self.confirmed = replay.done();
         drop(replay);
@@ -260,7 +266,7 @@ impl Receiver {
                     }
                 }
             }
-            replay.work();
+            replay.work(self.workers.len());
             self.received = replay.done();
             self.confirmed = replay.done();
             self.collect_workers();
@@ -269,7 +275,9 @@ impl Receiver {
             let sent = conn.flush()?;
             let room = replay.has_room();
             let watch = (room || !sent).then(|| Watch::new(conn, room, !sent));
-            self.wait_set.wait(watch.as_slice(), Some(20_000));
+            if replay.may_wait() {
+                self.wait_set.wait(watch.as_slice(), Some(20_000));
+            }
         }
         Ok(())
     }

@@ -1,12 +1,16 @@
 //! Recovery: replays what another node has committed while this one was away, in that node's
 //! commit order, all origins (duties 21 to 25 of `mtm-node`'s driver).
 //!
-//! Runs in the receiver of that node's stream. Many transactions share a flush; whoever has
+//! Runs in the receiver of that node's stream, with workers beside it: what conflicts is committed
+//! in the donor's order, the rest in parallel. Many transactions share a flush; whoever has
 //! undecided or local work in the way is made to give way by the resolver.
 
 use super::applier::apply_all;
+use super::crew::Crew;
+use super::lineup::{Lineup, Next, UnderWay};
 use super::spill::{self, Incoming, Task};
 use super::{finish, resolver};
+use crate::guc;
 use crate::health::{self, Cause};
 use crate::machine;
 use crate::pg::bgworker::{self, Caught};
@@ -17,14 +21,15 @@ use core::sync::atomic::Ordering;
 use mtm_core::{GenNum, Gid, Instant, Lsn, NodeId, Xid};
 use mtm_generations::{Input as Generation, StatusInGeneration};
 use mtm_logrep::journal::Installed;
+use mtm_logrep::plan::{Footprint, Place};
 use mtm_logrep::stream::StreamMessage;
-use mtm_node::{Effect, Input};
+use mtm_node::{Effect, Input, Role};
 use pgrx::spi::Spi;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
-/// Transactions that share a flush.
-const BATCH: usize = 128;
+/// Smaller transactions, in bytes, are replayed by the receiver itself.
+const SMALL: usize = 1024;
 /// Events that wait for their turn before the stream is read on.
 const MAX_WAITING: usize = 1024;
 /// After an error, the same transaction is tried again after so long.
@@ -34,14 +39,23 @@ const FULL_US: u64 = 15_000_000;
 
 /// What the stream brings, in its order.
 enum Event {
-    /// Committed on the donor; `None` when its rows came before.
-    Commit(Gid, Option<Task>),
+    /// Committed on the donor.
+    Commit(Commit),
     /// Everything below this is finished everywhere.
     Forgotten(mtm_node::Below),
     /// The donor's ParallelSafe record, with what it held.
     Safe(GenNum, Vec<(Gid, bool)>),
     /// The donor has announced this transaction of its own.
     Announced(Gid),
+}
+
+/// A transaction that is committed on the donor.
+struct Commit {
+    gid: Gid,
+    /// Its rows; `None` when they came before.
+    task: Option<Task>,
+    /// What it touches, once that was looked at.
+    touches: Option<Footprint>,
 }
 
 /// The replay of one node's log.
@@ -54,13 +68,10 @@ pub struct Replay {
     /// Names since the last ParallelSafe record.
     listed: Vec<(Gid, bool)>,
     events: VecDeque<(Lsn, Event)>,
-    /// Committed here, not durably yet.
-    batch: Vec<Gid>,
-    /// Up to here everything is durable here.
-    done: Lsn,
-    /// Up to here everything is committed, not necessarily durable.
-    applied: Lsn,
-    not_before: Instant,
+    lineup: Lineup,
+    crew: Crew,
+    /// How many workers there may be.
+    workers: usize,
     complained: String,
     /// Since when there is no room for the next transaction.
     full: Option<Instant>,
@@ -83,10 +94,9 @@ impl Replay {
             held: BTreeMap::new(),
             listed: Vec::new(),
             events: VecDeque::new(),
-            batch: Vec::new(),
-            done: from,
-            applied: from,
-            not_before: Instant(0),
+            lineup: Lineup::new(from),
+            crew: Crew::new(donor),
+            workers: 0,
             complained: String::new(),
             full: None,
         }
@@ -99,7 +109,7 @@ impl Replay {
 
     /// Up to here the donor's log is not needed any more.
     pub const fn done(&self) -> Lsn {
-        self.done
+        self.lineup.done()
     }
 
     /// Takes a message of the stream.
@@ -116,11 +126,13 @@ impl Replay {
             StreamMessage::ReplayDiscard => self.incoming = None,
             StreamMessage::Replay { gid, lsn } => {
                 let task = self.rows()?;
-                self.events.push_back((lsn, Event::Commit(gid, Some(task))));
+                let commit = Commit { gid, task: Some(task), touches: None };
+                self.events.push_back((lsn, Event::Commit(commit)));
             }
             StreamMessage::ReplayPrepared { gid, lsn } => {
                 self.incoming = None;
-                self.events.push_back((lsn, Event::Commit(gid, None)));
+                let commit = Commit { gid, task: None, touches: None };
+                self.events.push_back((lsn, Event::Commit(commit)));
             }
             StreamMessage::Held { gid, accepted_abort } => {
                 let task = self.rows()?;
@@ -150,7 +162,7 @@ impl Replay {
     /// The peer has sent everything up to here.
     pub fn reached(&mut self, lsn: Lsn) {
         if self.incoming.is_none() && self.events.is_empty() {
-            self.applied = self.applied.max(lsn);
+            self.lineup.pass(lsn);
         }
     }
 
@@ -160,40 +172,141 @@ impl Replay {
         self.incoming.take().unwrap_or_else(|| Incoming::new(nameless)).finish()
     }
 
-    /// Does what can be done; what is done is durable afterwards.
-    pub fn work(&mut self) {
-        while let Some((lsn, event)) = self.events.pop_front() {
-            if proc::now() < self.not_before || !self.perform(&event) {
-                self.events.push_front((lsn, event));
+    /// Does what can be done now. The receiver has `busy` other workers.
+    pub fn work(&mut self, busy: usize) {
+        let most = guc::MAX_WORKERS.get().unsigned_abs() as usize;
+        let wanted = guc::RECOVERY_WORKERS.get().unsigned_abs() as usize;
+        let workers = wanted.min(most.saturating_sub(busy));
+        // Without workers nobody looks at what a transaction touches.
+        if (workers == 0) == (self.workers == 0) || self.lineup.is_empty() {
+            self.workers = workers;
+        }
+        loop {
+            let mut goes_on = self.collect();
+            goes_on |= self.take_in();
+            goes_on |= self.start();
+            self.lineup.flush_if_due();
+            bgworker::handle_signals();
+            if !goes_on {
                 break;
             }
-            if let Event::Commit(gid, task) = event {
-                task.into_iter().for_each(Task::discard);
-                if let Some(task) = self.held.remove(&gid) {
-                    task.discard();
-                }
-            }
-            self.applied = lsn;
-            if self.batch.len() >= BATCH {
-                self.flush();
-            }
-            bgworker::handle_signals();
         }
-        self.flush();
+        self.report();
     }
 
-    /// Makes durable what is committed.
-    fn flush(&mut self) {
-        if !self.batch.is_empty() {
-            message::flush(wal::last_commit());
-            for gid in core::mem::take(&mut self.batch) {
-                machine::feed(Input::RecoveryDone(gid));
+    /// Ends what is under way, and takes in nothing more: what was begun in the machine's table
+    /// must be done.
+    pub fn complete(&mut self) {
+        while !self.lineup.is_done() {
+            let goes_on = self.collect() | self.start();
+            self.lineup.flush_if_due();
+            bgworker::handle_signals();
+            if !goes_on && self.may_wait() {
+                proc::wait(None, Some(20_000));
             }
         }
-        self.done = self.applied;
-        let peer = shmem::peer(self.donor);
-        peer.received_lsn.store(self.done.0, Ordering::Release);
-        peer.finished_lsn.store(self.done.0, Ordering::Release);
+        self.lineup.flush();
+        self.report();
+    }
+
+    /// Whether nothing is to be done before somebody sets this process' latch. Workers do when they
+    /// are asked to.
+    pub fn may_wait(&mut self) -> bool {
+        let wanted = &shmem::peer(self.donor).wants_worker;
+        wanted.store(u32::from(self.crew.is_busy()), Ordering::SeqCst);
+        !self.collect()
+    }
+
+    fn report(&self) {
+        let (peer, done) = (shmem::peer(self.donor), self.lineup.done());
+        peer.received_lsn.store(done.0, Ordering::Release);
+        peer.finished_lsn.store(done.0, Ordering::Release);
+    }
+
+    /// Hears from the workers; `false` if there is nothing new.
+    fn collect(&mut self) -> bool {
+        let (outcomes, committed) = self.crew.collect();
+        for outcome in &outcomes {
+            match outcome.done {
+                true => self.lineup.finished(outcome.place, committed),
+                false => self.lineup.failed(outcome.place),
+            }
+        }
+        !outcomes.is_empty()
+    }
+
+    /// Begins what comes next in the log; `false` if nothing can be begun now.
+    fn take_in(&mut self) -> bool {
+        let mut taken = false;
+        while self.lineup.has_room() && !self.is_paused() {
+            let Some((lsn, event)) = self.events.pop_front() else { break };
+            match self.perform(lsn, event) {
+                None => taken = true,
+                Some(event) => {
+                    self.events.push_front((lsn, event));
+                    break;
+                }
+            }
+        }
+        taken
+    }
+
+    /// A checkpoint waits for the moment in which nothing is under way. It comes soon then.
+    fn is_paused(&mut self) -> bool {
+        let header = shmem::header();
+        let paused = header.checkpoint_waits.load(Ordering::Acquire) != 0;
+        if paused && self.lineup.is_empty() {
+            self.lineup.flush();
+        }
+        paused
+    }
+
+    /// Commits what may be committed, here or through a worker; `false` if there is nothing.
+    ///
+    /// Handing over costs two wakes and a copy. It pays when there is more than one to be done at
+    /// a time, and each is of some size.
+    fn start(&mut self) -> bool {
+        let mut started = false;
+        while let Some(Next { place, again, alone }) = self.lineup.next() {
+            let UnderWay { gid, task } = self.lineup.at(place);
+            let small = task.file.is_none() && task.bytes.len() < SMALL;
+            let mine = again || small || self.workers == 0 || (alone && !self.crew.is_busy());
+            let handed = !mine && self.crew.hand(place, gid, &task.bytes, self.workers);
+            if !mine && !handed && self.crew.is_busy() {
+                break;
+            }
+            self.lineup.taken(place);
+            if !handed {
+                let first = self.lineup.is_first(place);
+                self.replay_here(place, first);
+            }
+            started = true;
+            if !self.crew.is_busy() {
+                self.lineup.flush_if_due();
+            }
+        }
+        started
+    }
+
+    /// Commits a transaction in this process. One with nothing before it must succeed; what another
+    /// one fails for may be what is before it.
+    fn replay_here(&mut self, place: Place, first: bool) {
+        let gid = self.lineup.at(place).gid;
+        let bytes = core::mem::take(&mut self.lineup.task_mut(place).bytes);
+        let apply = |replay: &mut Self| {
+            apply_committed(&mut replay.applier, &gid, &bytes, || {});
+        };
+        let done = if first {
+            self.until_done(apply);
+            true
+        } else {
+            self.once(apply).is_ok()
+        };
+        self.lineup.task_mut(place).bytes = bytes;
+        match done {
+            true => self.lineup.finished(place, wal::last_commit()),
+            false => self.lineup.failed(place),
+        }
     }
 
     /// The generation for which this node's machine takes what is replayed.
@@ -201,20 +314,40 @@ impl Replay {
         GenNum(shmem::header().replay_generation.load(Ordering::Acquire))
     }
 
-    /// `false` when it must be tried again later.
-    fn perform(&mut self, event: &Event) -> bool {
-        match event {
-            Event::Commit(gid, task) => self.commit(gid, task.as_ref()),
+    /// Does what an event asks for; gives it back when it must be tried again later.
+    fn perform(&mut self, lsn: Lsn, event: Event) -> Option<Event> {
+        let event = match event {
+            Event::Commit(commit) if !crate::cluster::is_users(&commit.gid) => {
+                return self.commit(lsn, commit).map(Event::Commit);
+            }
+            event => event,
+        };
+        // Everything before it must be finished, not only begun.
+        let alone = !matches!(event, Event::Announced(_));
+        if alone && !self.lineup.is_empty() {
+            return Some(event);
+        }
+        if alone {
+            self.lineup.flush();
+        }
+        let done = match &event {
+            Event::Commit(commit) => self.commit_users(&commit.gid, commit.task.as_ref()),
             Event::Forgotten(below) => {
-                // What it names must be finished, not only begun.
-                self.flush();
                 let num = Self::generation();
                 machine::feed(Input::Syncpoint { num, below: *below });
                 true
             }
             Event::Safe(num, held) => self.parallel_safe(*num, held),
             Event::Announced(gid) => Self::may_pass(gid),
+        };
+        if !done {
+            return Some(event);
         }
+        if let Event::Commit(commit) = event {
+            self.forget_rows(commit);
+        }
+        self.lineup.pass(lsn);
+        None
     }
 
     /// Whether this node has no vote on this transaction. What it must vote on comes again when
@@ -237,32 +370,69 @@ impl Replay {
         }
     }
 
-    fn commit(&mut self, gid: &Gid, task: Option<&Task>) -> bool {
-        if crate::cluster::is_users(gid) {
-            return self.commit_users(gid, task);
+    /// Takes in a transaction of the cluster; gives it back when it must be tried again later.
+    fn commit(&mut self, lsn: Lsn, mut commit: Commit) -> Option<Commit> {
+        let rows = commit.task.as_ref().or_else(|| self.held.get(&commit.gid));
+        if commit.touches.is_none() {
+            // A schema change decides what others touch.
+            if self.lineup.changes_schema() {
+                return Some(commit);
+            }
+            commit.touches = Some(match rows {
+                // In one process all keep their order anyway.
+                Some(_) if self.workers == 0 && !is_undecided(&commit.gid) => Footprint::new(),
+                Some(rows) if !is_undecided(&commit.gid) => self.lineup.footprint(rows),
+                // Ending what is prepared, or nothing at all: in its order, too.
+                _ => Footprint::everything(),
+            });
         }
-        let num = Self::generation();
-        for effect in machine::feed_here(Input::Replay { num, gid: *gid }) {
+        let alone = commit.touches.as_ref().is_some_and(Footprint::is_everything);
+        if alone && !self.lineup.is_empty() {
+            return Some(commit);
+        }
+        let (num, gid) = (Self::generation(), commit.gid);
+        for effect in machine::feed_here(Input::Replay { num, gid }) {
             match effect {
                 Effect::Skip(_) => {}
                 Effect::CommitPrepared(gid) => finish::unless_taken(&gid, true),
                 Effect::ApplyCommitted(gid) => {
-                    let Some(task) = task.or_else(|| self.held.get(&gid)) else {
+                    let held = self.held.remove(&gid);
+                    let Some(task) = commit.task.take().or(held) else {
                         pgrx::error!("rows of transaction {gid} have not come from the donor");
                     };
-                    let bytes = task.bytes.clone();
-                    self.until_done(|replay| replay.apply_committed(&gid, &bytes));
-                    self.batch.push(gid);
+                    let touches = commit.touches.take().unwrap_or_else(Footprint::everything);
+                    self.lineup.admit(lsn, touches, UnderWay { gid, task });
+                    return None;
                 }
                 // This recovery is over: the next one goes on here. Or there is no room yet.
                 Effect::Hold(gid) => {
                     self.note_held(&gid);
-                    return false;
+                    return Some(commit);
                 }
                 _ => {}
             }
         }
-        true
+        self.forget_rows(commit);
+        self.lineup.pass(lsn);
+        None
+    }
+
+    /// Nobody will apply them any more.
+    fn forget_rows(&mut self, commit: Commit) {
+        let held = self.held.remove(&commit.gid);
+        commit.task.into_iter().chain(held).for_each(Task::discard);
+    }
+
+    /// Tries it once. On an ERROR nothing of it is left.
+    fn once(&mut self, mut body: impl FnMut(&mut Self)) -> Result<(), Caught> {
+        proc::allow_cancel();
+        let result = bgworker::catching(AssertUnwindSafe(|| body(self)));
+        proc::hold_cancel();
+        xact::unmark_commit_record();
+        if result.is_err() {
+            twophase::abort();
+        }
+        result
     }
 
     /// Waiting for room ends with this node's next checkpoint, if it knows from its donor that
@@ -288,13 +458,7 @@ impl Replay {
     /// stays out of the cluster and says why.
     fn until_done(&mut self, mut body: impl FnMut(&mut Self)) {
         let mut withdrawn = false;
-        loop {
-            proc::allow_cancel();
-            let result = bgworker::catching(AssertUnwindSafe(|| body(self)));
-            proc::hold_cancel();
-            xact::unmark_commit_record();
-            let Err(caught) = result else { break };
-            twophase::abort();
+        while let Err(caught) = self.once(&mut body) {
             // Making way cancels whoever is in the way, this process too if it was just waiting.
             if &caught.sqlstate != b"57014" {
                 self.complain(&caught);
@@ -334,29 +498,6 @@ impl Replay {
         }
     }
 
-    /// One transaction with its rows and its name, committed but not durably.
-    fn apply_committed(&mut self, gid: &Gid, task: &[u8]) {
-        xact::begin();
-        self.apply_rows(gid, task);
-        xact::mark_origin(Lsn(0));
-        xact::commit();
-    }
-
-    fn apply_rows(&mut self, gid: &Gid, task: &[u8]) {
-        xact::mark_origin(Lsn(0));
-        crate::hook::commit::write_marker(gid);
-        xact::mark_rows_of(gid.origin);
-        let applier = &mut self.applier;
-        applier.begin();
-        // They were checked where it was committed.
-        applier.unchecked();
-        match spill::decode(task) {
-            Ok((_, rows)) => apply_all(applier, gid, rows, &mut crate::hook::apply_ddl),
-            Err(error) => pgrx::error!("malformed rows in recovery: {error}"),
-        }
-        applier.finish();
-    }
-
     /// A user's own two-phase transaction: not the machine's.
     fn commit_users(&mut self, gid: &Gid, task: Option<&Task>) -> bool {
         let me = shmem::header().me();
@@ -364,19 +505,18 @@ impl Replay {
             return true;
         }
         if is_prepared(gid) {
-            self.flush();
             twophase::finish(&gid.to_string(), true);
             return true;
         }
         if let Some(task) = task {
             let bytes = task.bytes.clone();
-            self.until_done(|replay| replay.apply_committed(gid, &bytes));
+            self.until_done(|replay| apply_committed(&mut replay.applier, gid, &bytes, || {}));
+            message::flush(wal::last_commit());
         }
         true
     }
 
     fn parallel_safe(&mut self, num: GenNum, held: &[(Gid, bool)]) -> bool {
-        self.flush();
         let view = machine::look(|node| {
             let membership = node.membership();
             (membership.current().generation.num, membership.status_in_generation())
@@ -429,7 +569,7 @@ impl Replay {
             };
             self.until_done(|replay| {
                 twophase::begin();
-                replay.apply_rows(gid, &bytes);
+                apply_rows(&mut replay.applier, gid, &bytes);
                 xact::mark_origin(Lsn(0));
                 twophase::prepare(&gid.to_string());
             });
@@ -439,6 +579,30 @@ impl Replay {
         message::flush(message::log(c"mtm-installed", &content, false));
         machine::feed(Input::RecoveryDone(*gid));
     }
+}
+
+/// One transaction with its rows and its name, committed but not durably. `done` runs at once
+/// after the commit.
+pub fn apply_committed(applier: &mut Applier, gid: &Gid, task: &[u8], done: impl FnOnce()) {
+    xact::begin();
+    apply_rows(applier, gid, task);
+    xact::mark_origin(Lsn(0));
+    xact::commit_and(done);
+}
+
+fn apply_rows(applier: &mut Applier, gid: &Gid, task: &[u8]) {
+    xact::mark_origin(Lsn(0));
+    crate::hook::commit::write_marker(gid);
+    xact::mark_rows_of(gid.origin);
+    applier.begin();
+    // They were checked where it was committed.
+    applier.unchecked();
+    // The rows came before the name.
+    match spill::decode(task) {
+        Ok((_, rows)) => apply_all(applier, gid, rows, &mut crate::hook::apply_ddl),
+        Err(error) => pgrx::error!("malformed rows in recovery: {error}"),
+    }
+    applier.finish();
 }
 
 /// At the replaying process' end: what was begun in the machine's table must be done. It cannot be
@@ -471,7 +635,7 @@ impl Drop for Replay {
     fn drop(&mut self) {
         shmem::header().replayer.store(proc::NO_PROC, Ordering::Release);
         for (_, event) in self.events.drain(..) {
-            if let Event::Commit(_, Some(task)) = event {
+            if let Event::Commit(Commit { task: Some(task), .. }) = event {
                 task.discard();
             }
         }
@@ -479,6 +643,15 @@ impl Drop for Replay {
             task.discard();
         }
     }
+}
+
+/// Whether the machine holds it prepared and undecided.
+fn is_undecided(gid: &Gid) -> bool {
+    let undecided = machine::look(|node| match node.transaction(gid).map(|entry| entry.role) {
+        Some(Role::Peer(peer)) => peer.is_undecided(),
+        Some(Role::Own(_)) | None => false,
+    });
+    undecided == Some(true)
 }
 
 /// Whether a transaction of this name is prepared here.

@@ -1,7 +1,7 @@
 //! mtm-resolver: ends prepared transactions that no apply worker has, makes way for what recovery
 //! replays, and asks for outcomes of users' two-phase transactions.
 
-use super::{finish, users};
+use super::{crew, finish, users};
 use crate::machine;
 use crate::pg::shmem::{self, Part};
 use crate::pg::{bgworker, lockwait, pipe, proc, sqlrun, twophase, xact};
@@ -10,6 +10,7 @@ use mtm_core::{Gid, Instant, Lsn};
 use mtm_node::{Effect, Input};
 use mtm_paxos::commit::Participant;
 use pgrx::spi::Spi;
+use std::collections::BTreeMap;
 
 /// How often to look whether recovery waits for a lock, while there is recovery.
 const LOOK_US: u64 = 10_000;
@@ -33,7 +34,7 @@ pub fn run() {
 
 fn serve() {
     let header = shmem::header();
-    let mut waiting = None;
+    let mut waiting = BTreeMap::new();
     loop {
         bgworker::handle_signals();
         finish::orphans();
@@ -97,13 +98,24 @@ const IN_THE_WAY: &str = "SELECT DISTINCT p.gid FROM pg_catalog.pg_locks w \
      WHERE NOT w.granted AND w.pid = $1::text::int4";
 
 /// What recovery replays is committed: whatever is undecided or local and stands in its way goes.
-fn make_way(waiting: &mut Option<Instant>) {
-    let replayer = shmem::header().replayer.load(Ordering::Acquire);
-    if replayer == proc::NO_PROC || !lockwait::is_waiting(replayer) {
-        *waiting = None;
-        return;
+/// `waiting` has who waits, since when.
+fn make_way(waiting: &mut BTreeMap<proc::ProcNo, Instant>) {
+    let replayers = crew::replayers();
+    waiting.retain(|replayer, _| replayers.contains(replayer));
+    for replayer in &replayers {
+        if lockwait::is_waiting(*replayer) {
+            let since = *waiting.entry(*replayer).or_insert_with(proc::now);
+            if make_way_for(*replayer, since, &replayers) {
+                waiting.remove(replayer);
+            }
+        } else {
+            waiting.remove(replayer);
+        }
     }
-    let now = proc::now();
+}
+
+/// Whether it has waited for so long that it was worth a line in the log.
+fn make_way_for(replayer: proc::ProcNo, since: Instant, replayers: &[proc::ProcNo]) -> bool {
     let pid = proc::pid_of(replayer);
     for gid in prepared_gids(&pid.to_string()) {
         for effect in machine::feed(Input::Drop(gid)) {
@@ -114,19 +126,21 @@ fn make_way(waiting: &mut Option<Instant>) {
     }
     // Sessions of users cannot write now; what they still hold would be refused anyway. One that
     // waits for its client does not heed a cancel.
-    let since = now.since(*waiting.get_or_insert(now));
-    for blocker in lockwait::blockers(replayer) {
-        if since < PATIENCE_US {
+    let waited = proc::now().since(since);
+    // Those who replay beside it have their own way made.
+    let blockers = lockwait::blockers(replayer);
+    for blocker in blockers.into_iter().filter(|blocker| !replayers.contains(blocker)) {
+        if waited < PATIENCE_US {
             proc::cancel(blocker);
         } else {
             proc::terminate(blocker);
         }
     }
-    if since > COMPLAIN_US {
-        *waiting = None;
+    if waited > COMPLAIN_US {
         let blockers = lockwait::blockers(replayer);
         pgrx::log!("multimaster: recovery waits for a lock, held by processes {blockers:?}");
     }
+    waited > COMPLAIN_US
 }
 
 /// Rolls back a prepared transaction without any outcome: this node lacks it from now on.

@@ -1,15 +1,18 @@
 //! What a transaction touches, so far as conflicts go.
 
 use crate::row::{
-    Column, ColumnType, Old, Relation, ReplicaIdentity, RowMessage, RowReader, Tuple,
+    Column, ColumnType, Old, Relation, ReplicaIdentity, RowMessage, RowReader, Tuple, Value,
 };
 use mtm_core::wire::{DecodeError, DecodeErrorKind};
+use smallvec::SmallVec;
 use std::collections::BTreeSet;
 
 /// Rows, tables or everything. Names are hashes: two that meet by accident only wait for nothing.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Footprint {
     rows: BTreeSet<(u64, u64)>,
+    /// Rows that must stay as they are; none of `rows`.
+    reads: BTreeSet<(u64, u64)>,
     tables: BTreeSet<u64>,
     everything: bool,
 }
@@ -22,6 +25,36 @@ pub enum Conflicts {
     ByKey,
     /// Any two transactions that touch the table conflict.
     ByTable,
+    /// Whoever touches the table conflicts with all others: its triggers may do anything.
+    Everything,
+}
+
+/// A table that rows of another one refer to.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Parent {
+    /// Its [`table_hash`].
+    pub table: u64,
+    /// Places in the referring row of what the parent's row has as its key, in the order of the
+    /// parent's columns. Empty if that is not known: then the whole table is meant.
+    pub columns: Vec<usize>,
+}
+
+/// What must be known of a table on this node to find conflicts.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Rules {
+    /// Within the table.
+    pub conflicts: Conflicts,
+    /// What its rows refer to. A row needs its parents to stay.
+    pub parents: Vec<Parent>,
+    /// [`table_hash`] of each table whose rows refer to this one. Who takes a row away meets all
+    /// of them: which rows referred to it, nobody says.
+    pub children: Vec<u64>,
+}
+
+impl From<Conflicts> for Rules {
+    fn from(conflicts: Conflicts) -> Self {
+        Self { conflicts, parents: Vec::new(), children: Vec::new() }
+    }
 }
 
 /// So many rows of one transaction are remembered one by one.
@@ -30,30 +63,55 @@ const ROWS_MAX: usize = 10_000;
 impl Footprint {
     /// Touches nothing.
     pub const fn new() -> Self {
-        Self { rows: BTreeSet::new(), tables: BTreeSet::new(), everything: false }
+        Self {
+            rows: BTreeSet::new(),
+            reads: BTreeSet::new(),
+            tables: BTreeSet::new(),
+            everything: false,
+        }
+    }
+
+    /// Touches everything.
+    pub fn everything() -> Self {
+        Self { everything: true, ..Self::new() }
     }
 
     /// Touches a row.
     pub fn touch_row(&mut self, table: u64, row: u64) {
         if !self.everything && !self.tables.contains(&table) {
+            self.reads.remove(&(table, row));
             self.rows.insert((table, row));
-            if self.rows.len() > ROWS_MAX {
-                self.touch_table(table);
-            }
+            self.stay_small(table);
+        }
+    }
+
+    /// Needs a row to stay as it is. Others may need the same.
+    pub fn read_row(&mut self, table: u64, row: u64) {
+        let known = self.tables.contains(&table) || self.rows.contains(&(table, row));
+        if !self.everything && !known {
+            self.reads.insert((table, row));
+            self.stay_small(table);
+        }
+    }
+
+    fn stay_small(&mut self, table: u64) {
+        if self.rows.len() + self.reads.len() > ROWS_MAX {
+            self.touch_table(table);
         }
     }
 
     /// Touches a whole table.
     pub fn touch_table(&mut self, table: u64) {
-        if !self.everything {
+        if !self.everything && self.tables.insert(table) {
             self.rows.retain(|(of, _)| *of != table);
-            self.tables.insert(table);
+            self.reads.retain(|(of, _)| *of != table);
         }
     }
 
     /// Touches everything: a schema change.
     pub fn touch_everything(&mut self) {
         self.rows.clear();
+        self.reads.clear();
         self.tables.clear();
         self.everything = true;
     }
@@ -68,6 +126,11 @@ impl Footprint {
         self.rows.iter().copied()
     }
 
+    /// Rows that must stay, in tables that are not touched as a whole; none of them is touched.
+    pub fn reads(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.reads.iter().copied()
+    }
+
     /// Whole tables.
     pub fn tables(&self) -> impl Iterator<Item = u64> + '_ {
         self.tables.iter().copied()
@@ -76,13 +139,16 @@ impl Footprint {
     /// Whether two transactions must keep their order.
     pub fn conflicts_with(&self, other: &Self) -> bool {
         let whole = |a: &Self, b: &Self| {
-            a.tables.iter().any(|t| b.tables.contains(t) || b.rows.iter().any(|(of, _)| of == t))
+            let in_table = |t: &u64| b.rows().chain(b.reads()).any(|(of, _)| of == *t);
+            a.tables.iter().any(|t| b.tables.contains(t) || in_table(t))
         };
         self.everything
             || other.everything
             || whole(self, other)
             || whole(other, self)
             || !self.rows.is_disjoint(&other.rows)
+            || !self.rows.is_disjoint(&other.reads)
+            || !self.reads.is_disjoint(&other.rows)
     }
 }
 
@@ -100,93 +166,187 @@ pub const fn equality_is_bytewise(type_oid: u32) -> bool {
 /// # Errors
 /// When the rows are malformed.
 pub fn footprint(
-    rows: RowReader<'_>,
-    mut how: impl FnMut(&Relation<'_>) -> Conflicts,
+    rows: &[u8],
+    how: impl FnMut(&Relation<'_>) -> Rules,
 ) -> Result<Footprint, DecodeError> {
-    let mut footprint = Footprint::new();
-    let mut tables: Vec<TableShape> = Vec::new();
-    let mut reader = rows;
-    while let Some(message) = reader.next() {
-        let at = DecodeError { offset: reader.offset(), kind: DecodeErrorKind::Range("row") };
-        let known = |table: u32| tables.get(table as usize).ok_or(at);
-        match message? {
-            RowMessage::Relation(relation) => tables.push(TableShape::of(&relation, &mut how)),
-            RowMessage::Insert { table, new } => known(table)?.touch(&mut footprint, new, false),
-            RowMessage::Update { table, old, new } => {
-                let shape = known(table)?;
-                shape.touch(&mut footprint, new, false);
-                if let Some(old) = old {
-                    shape.touch_old(&mut footprint, old);
-                }
-            }
-            RowMessage::Delete { table, old } => known(table)?.touch_old(&mut footprint, old),
-            RowMessage::Truncate { tables: truncated, cascade, .. } => {
-                for table in truncated.iter() {
-                    footprint.touch_table(known(table)?.hash);
-                }
-                if cascade {
-                    footprint.touch_everything();
-                }
-            }
-            RowMessage::Ddl(_) => footprint.touch_everything(),
-            RowMessage::Subxact(_) => {}
-        }
+    let mut tracer = Tracer::new();
+    tracer.part(rows, how)?;
+    Ok(tracer.finish())
+}
+
+/// Finds what a transaction touches, from one part of its rows after the other.
+#[derive(Clone, Debug, Default)]
+pub struct Tracer {
+    footprint: Footprint,
+    tables: Vec<TableShape>,
+}
+
+impl Tracer {
+    /// Nothing read yet.
+    pub const fn new() -> Self {
+        Self { footprint: Footprint::new(), tables: Vec::new() }
     }
-    Ok(footprint)
+
+    /// What has been found.
+    pub fn finish(self) -> Footprint {
+        self.footprint
+    }
+
+    /// Takes a part of the rows, cut between messages. `how` is as for [`footprint`].
+    ///
+    /// # Errors
+    /// When the rows are malformed.
+    pub fn part(
+        &mut self,
+        part: &[u8],
+        mut how: impl FnMut(&Relation<'_>) -> Rules,
+    ) -> Result<(), DecodeError> {
+        let Self { footprint, tables } = self;
+        let mut reader = RowReader::resume(part, tables.len() as u32);
+        while let Some(message) = reader.next() {
+            let at = DecodeError { offset: reader.offset(), kind: DecodeErrorKind::Range("row") };
+            let known = |table: u32| tables.get(table as usize).ok_or(at);
+            match message? {
+                RowMessage::Relation(relation) => {
+                    let shape = TableShape::of(&relation, &mut how);
+                    if shape.rules.conflicts == Conflicts::Everything {
+                        footprint.touch_everything();
+                    }
+                    tables.push(shape);
+                }
+                RowMessage::Insert { table, new } => known(table)?.stored(footprint, new),
+                RowMessage::Update { table, old, new } => {
+                    known(table)?.stored(footprint, new);
+                    known(table)?.replaced(footprint, old);
+                }
+                RowMessage::Delete { table, old } => known(table)?.removed(footprint, old),
+                RowMessage::Truncate { tables: truncated, cascade, .. } => {
+                    for table in truncated.iter() {
+                        known(table)?.emptied(footprint);
+                    }
+                    if cascade {
+                        footprint.touch_everything();
+                    }
+                }
+                RowMessage::Ddl(_) => footprint.touch_everything(),
+                RowMessage::Subxact(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The name of a table in a footprint.
+pub fn table_hash(schema: &[u8], name: &[u8]) -> u64 {
+    let mut hash = Hash::new();
+    hash.part(schema);
+    hash.part(name);
+    hash.done()
 }
 
 /// What must be known of a table to name its rows.
+#[derive(Clone, Debug)]
 struct TableShape {
     hash: u64,
     /// Positions of the key's columns, `None` if the table is one whole.
     key: Option<Vec<usize>>,
+    rules: Rules,
 }
 
 impl TableShape {
-    fn of(relation: &Relation<'_>, how: &mut impl FnMut(&Relation<'_>) -> Conflicts) -> Self {
-        let mut hash = Hash::new();
-        hash.part(relation.schema());
-        hash.part(relation.name());
+    fn of(relation: &Relation<'_>, how: &mut impl FnMut(&Relation<'_>) -> Rules) -> Self {
         let keyed = match relation.identity() {
             ReplicaIdentity::Default | ReplicaIdentity::Index => true,
             ReplicaIdentity::Full | ReplicaIdentity::Nothing => false,
         };
         let of_key = |(i, column): (usize, Column<'_>)| column.key.then_some(i);
         let key: Vec<usize> = relation.columns().enumerate().filter_map(of_key).collect();
-        let by_key = keyed && !key.is_empty() && how(relation) == Conflicts::ByKey;
-        Self { hash: hash.done(), key: by_key.then_some(key) }
+        let rules = how(relation);
+        let by_key = keyed && !key.is_empty() && rules.conflicts == Conflicts::ByKey;
+        let hash = table_hash(relation.schema(), relation.name());
+        Self { hash, key: by_key.then_some(key), rules }
     }
 
-    fn touch_old(&self, footprint: &mut Footprint, old: Old<'_>) {
+    fn stored(&self, footprint: &mut Footprint, new: Tuple<'_>) {
+        self.touch(footprint, new, false);
+        for parent in &self.rules.parents {
+            match hash_of(new, |i| parent.columns.iter().position(|at| *at == i)) {
+                // A row that refers to nothing.
+                Found::Null => {}
+                Found::All(row, n) if n > 0 && n == parent.columns.len() => {
+                    footprint.read_row(parent.table, row);
+                }
+                Found::All(..) | Found::Unknown => footprint.touch_table(parent.table),
+            }
+        }
+    }
+
+    fn replaced(&self, footprint: &mut Footprint, old: Option<Old<'_>>) {
+        match old {
+            Some(old) => self.removed(footprint, old),
+            // Whether what others refer to has changed is not known of a table without key.
+            None if self.key.is_none() => self.meet_children(footprint),
+            None => {}
+        }
+    }
+
+    fn removed(&self, footprint: &mut Footprint, old: Old<'_>) {
         match old {
             Old::Key(key) => self.touch(footprint, key, true),
             Old::Row(row) => self.touch(footprint, row, false),
         }
+        self.meet_children(footprint);
+    }
+
+    fn emptied(&self, footprint: &mut Footprint) {
+        footprint.touch_table(self.hash);
+        self.meet_children(footprint);
+    }
+
+    fn meet_children(&self, footprint: &mut Footprint) {
+        self.rules.children.iter().for_each(|child| footprint.touch_table(*child));
     }
 
     /// A row has a value for each column, a key only for those of the key.
     fn touch(&self, footprint: &mut Footprint, row: Tuple<'_>, is_key: bool) {
         let Some(key) = &self.key else { return footprint.touch_table(self.hash) };
-        let mut hash = Hash::new();
-        let (mut found, mut unknown) = (0, false);
-        for (i, value) in row.values().enumerate() {
-            if is_key || key.contains(&i) {
-                found += 1;
-                match value {
-                    crate::row::Value::Binary(bytes) | crate::row::Value::Text(bytes) => {
-                        hash.part(bytes);
-                    }
-                    crate::row::Value::Null => hash.part(b"\0null"),
-                    crate::row::Value::Unchanged => unknown = true,
-                }
-            }
-        }
-        if unknown || found != key.len() {
-            footprint.touch_table(self.hash);
-        } else {
-            footprint.touch_row(self.hash, hash.done());
+        let place = |i| if is_key { Some(i) } else { key.iter().position(|at| *at == i) };
+        match hash_of(row, place) {
+            Found::All(row, n) if n == key.len() => footprint.touch_row(self.hash, row),
+            Found::All(..) | Found::Null | Found::Unknown => footprint.touch_table(self.hash),
         }
     }
+}
+
+/// What some columns of a row hold.
+enum Found {
+    /// The hash of so many values.
+    All(u64, usize),
+    /// One of them is NULL.
+    Null,
+    /// One of them does not travel.
+    Unknown,
+}
+
+/// The hash of the columns that have a place, in the order of their places.
+fn hash_of(row: Tuple<'_>, place: impl Fn(usize) -> Option<usize>) -> Found {
+    let mut values: SmallVec<[(usize, &[u8]); 4]> = SmallVec::new();
+    let mut null = false;
+    for (i, value) in row.values().enumerate() {
+        let Some(place) = place(i) else { continue };
+        match value {
+            Value::Binary(bytes) | Value::Text(bytes) => values.push((place, bytes)),
+            Value::Null => null = true,
+            Value::Unchanged => return Found::Unknown,
+        }
+    }
+    if null {
+        return Found::Null;
+    }
+    values.sort_unstable_by_key(|(place, _)| *place);
+    let mut hash = Hash::new();
+    values.iter().for_each(|(_, bytes)| hash.part(bytes));
+    Found::All(hash.done(), values.len())
 }
 
 /// FNV-1a over parts with their lengths, then mixed.
@@ -265,7 +425,7 @@ mod tests {
     }
 
     fn of(bytes: &[u8]) -> Footprint {
-        footprint(RowReader::new(bytes), |_| Conflicts::ByKey).unwrap()
+        footprint(bytes, |_| Conflicts::ByKey.into()).unwrap()
     }
 
     proptest! {
@@ -281,7 +441,7 @@ mod tests {
 
         #[test]
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
-            let _ = footprint(RowReader::new(&bytes), |_| Conflicts::ByKey);
+            let _ = footprint(&bytes, |_| Conflicts::ByKey.into());
         }
     }
 
@@ -294,7 +454,7 @@ mod tests {
         }
         let by_table = |id| {
             let bytes = transaction(&[(0, id)], ReplicaIdentity::Default);
-            footprint(RowReader::new(&bytes), |_| Conflicts::ByTable).unwrap()
+            footprint(&bytes, |_| Conflicts::ByTable.into()).unwrap()
         };
         assert!(by_table(1).conflicts_with(&by_table(2)));
     }
@@ -315,6 +475,62 @@ mod tests {
             assert!(moved.conflicts_with(&of(&transaction(&[(0, id)], ReplicaIdentity::Default))));
         }
         assert!(!moved.conflicts_with(&of(&transaction(&[(0, 3)], ReplicaIdentity::Default))));
+    }
+
+    /// Table `c` refers with its first column to the key of table `t`.
+    fn family(bytes: &[u8]) -> Footprint {
+        let hash = |name: &[u8]| table_hash(b"public", name);
+        footprint(bytes, |relation| match relation.name() {
+            b"t" => Rules { children: vec![hash(b"c")], ..Conflicts::ByKey.into() },
+            _ => {
+                let parent = Parent { table: hash(b"t"), columns: vec![0] };
+                Rules { parents: vec![parent], ..Conflicts::ByKey.into() }
+            }
+        })
+        .unwrap()
+    }
+
+    /// A new row of `c`, which may refer to a row of `t`.
+    fn child(id: i32, parent: Option<i32>) -> Footprint {
+        let mut out = Vec::new();
+        let mut w = RowWriter::new(&mut out);
+        w.described(&description(b"c", ReplicaIdentity::Default));
+        let mut row = w.insert(0, 2);
+        match parent {
+            Some(parent) => row.binary(&parent.to_be_bytes()),
+            None => row.null(),
+        }
+        row.binary(&id.to_be_bytes());
+        drop(row);
+        family(&out)
+    }
+
+    #[test]
+    fn a_row_comes_after_its_parent_and_before_its_end() {
+        let of = |what, id| family(&transaction(&[(what, id)], ReplicaIdentity::Default));
+        assert!(child(1, Some(7)).conflicts_with(&of(0, 7)), "the parent comes");
+        assert!(child(1, Some(7)).conflicts_with(&of(1, 7)), "the parent changes");
+        assert!(!child(1, Some(7)).conflicts_with(&of(0, 8)), "somebody else comes");
+        assert!(!child(1, Some(7)).conflicts_with(&child(2, Some(7))), "brothers");
+        assert!(!child(1, None).conflicts_with(&of(0, 7)), "an orphan");
+        assert!(child(1, Some(7)).conflicts_with(&of(2, 8)), "whose children, nobody says");
+    }
+
+    #[test]
+    fn a_table_with_triggers_may_touch_everything() {
+        let bytes = transaction(&[(0, 1)], ReplicaIdentity::Default);
+        assert!(footprint(&bytes, |_| Conflicts::Everything.into()).unwrap().is_everything());
+    }
+
+    #[test]
+    fn parts_are_as_good_as_the_whole() {
+        let bytes = transaction(&[(0, 1), (2, 2)], ReplicaIdentity::Default);
+        let head = transaction(&[(0, 1)], ReplicaIdentity::Default).len();
+        let mut tracer = Tracer::new();
+        for part in [&bytes[..head], &bytes[head..]] {
+            tracer.part(part, |_| Conflicts::ByKey.into()).unwrap();
+        }
+        assert_eq!(tracer.finish(), of(&bytes));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod load;
 pub mod plot;
+mod rejoin;
 pub mod report;
 
 use crate::artefacts::Profile;
@@ -34,9 +35,14 @@ pub struct Options {
     /// pgbench's scale factor.
     #[arg(long, default_value_t = 10)]
     pub scale: u32,
-    /// Only workloads whose name contains this (upd-1, tx3-16, hot, disjoint ...).
+    /// Only workloads whose name contains this (upd-1, tx3-16, hot, disjoint ...), or `rejoin`: how
+    /// fast a node takes over what it missed.
     #[arg(long)]
     pub only: Option<String>,
+    /// With `--only rejoin`: transactions per second that go on while the node comes back, after it
+    /// was away for `--seconds`.
+    #[arg(long, default_value_t = 500)]
+    pub rate: u32,
     /// Only these systems.
     #[arg(long, value_enum, value_delimiter = ',')]
     pub systems: Vec<System>,
@@ -110,6 +116,9 @@ pub fn run(options: &Options) -> Result<()> {
         Some(dir) => std::path::absolute(dir)?,
         None => default_directory("bench")?,
     };
+    if rejoin::is_wanted(options) {
+        return rejoin::run(options, &dir);
+    }
     let runs = plan(options);
     if runs.is_empty() {
         bail!("--only leaves nothing to run");

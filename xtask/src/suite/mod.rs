@@ -23,6 +23,7 @@ mod numbers;
 mod objects;
 mod partition;
 mod peers;
+mod replay;
 mod room;
 mod rows;
 mod schema;
@@ -95,6 +96,7 @@ const GROUPS: &[&[Check]] = &[
     objects::CHECKS,
     peers::CHECKS,
     failover::CHECKS,
+    replay::CHECKS,
     failing::CHECKS,
     partition::CHECKS,
     room::CHECKS,

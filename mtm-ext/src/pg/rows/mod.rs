@@ -6,6 +6,7 @@
 mod apply;
 mod change;
 mod check;
+mod conflicts;
 mod encode;
 mod error;
 mod find;
@@ -18,6 +19,7 @@ mod types;
 mod wait;
 
 pub use apply::Applier;
+pub use conflicts::Catalog;
 pub use encode::{Encoded, RowEncoder, Unidentified};
 pub use error::failed_row;
 pub use identity::ensure_replica_identity;

@@ -45,6 +45,9 @@ impl Target {
         // SAFETY: catalog lookups; the relation stays locked.
         unsafe {
             let relid = find(remote, lock);
+            if relid == pg_sys::InvalidOid {
+                error::differs(remote.schema(), remote.name(), "it does not exist here");
+            }
             let mut stamp = Stamp::begin(relid);
             let rel = pg_sys::table_open(relid, pg_sys::NoLock as i32);
             if (*(*rel).rd_rel).relkind as u8 != remote.kind() {
@@ -100,24 +103,22 @@ fn missing_column(remote: &Relation<'_>, column: &[u8], what: &str) -> ! {
     error::differs(remote.schema(), remote.name(), &how)
 }
 
+/// The table's OID, `InvalidOid` if there is none; it is locked then.
+///
 /// # Safety
 /// As [`Target::resolve`].
-unsafe fn find(remote: &Relation<'_>, lock: pg_sys::LOCKMODE) -> Oid {
+pub(super) unsafe fn find(remote: &Relation<'_>, lock: pg_sys::LOCKMODE) -> Oid {
     let schema = std::ffi::CString::new(remote.schema());
     let name = std::ffi::CString::new(remote.name());
     let (Ok(schema), Ok(name)) = (schema, name) else {
         error::malformed(&"a zero byte in a name");
     };
     // SAFETY: makeRangeVar keeps the strings only as long as they live here.
-    let relid = unsafe {
+    unsafe {
         let range = pg_sys::makeRangeVar(schema.as_ptr().cast_mut(), name.as_ptr().cast_mut(), -1);
         let missing_ok = pg_sys::RVROption::RVR_MISSING_OK;
         pg_sys::RangeVarGetRelidExtended(range, lock, missing_ok, None, core::ptr::null_mut())
-    };
-    if relid == pg_sys::InvalidOid {
-        error::differs(remote.schema(), remote.name(), "it does not exist here");
     }
-    relid
 }
 
 impl TakeColumn {

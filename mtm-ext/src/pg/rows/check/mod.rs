@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use pgrx::pg_sys::{self, Oid};
 
-pub(super) use rules::{Rule, rules};
+pub(super) use rules::{Rule, is_of_parent, rules};
 
 use super::open::Open;
 use exists::Plans;

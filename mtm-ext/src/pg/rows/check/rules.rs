@@ -57,17 +57,8 @@ unsafe fn rule(trigger: *mut pg_sys::Trigger) -> Option<Rule> {
     let ((want, number), [on_insert, on_update, on_delete]) = match t.tgfoid.to_u32() {
         pg_sys::F_RI_FKEY_CHECK_INS => (parent, [true, false, false]),
         pg_sys::F_RI_FKEY_CHECK_UPD => (parent, [false, true, false]),
-        // Whatever else they do on the origin travels as changes of its own.
-        pg_sys::F_RI_FKEY_CASCADE_DEL
-        | pg_sys::F_RI_FKEY_RESTRICT_DEL
-        | pg_sys::F_RI_FKEY_SETNULL_DEL
-        | pg_sys::F_RI_FKEY_SETDEFAULT_DEL
-        | pg_sys::F_RI_FKEY_NOACTION_DEL => (no_child, [false, false, true]),
-        pg_sys::F_RI_FKEY_CASCADE_UPD
-        | pg_sys::F_RI_FKEY_RESTRICT_UPD
-        | pg_sys::F_RI_FKEY_SETNULL_UPD
-        | pg_sys::F_RI_FKEY_SETDEFAULT_UPD
-        | pg_sys::F_RI_FKEY_NOACTION_UPD => (no_child, [false, true, false]),
+        function if is_of_parents_delete(function) => (no_child, [false, false, true]),
+        function if is_of_parents_update(function) => (no_child, [false, true, false]),
         pg_sys::F_UNIQUE_KEY_RECHECK => ((Want::Unique, t.tgconstrindid), [true, true, false]),
         _ => return None,
     };
@@ -80,6 +71,36 @@ unsafe fn rule(trigger: *mut pg_sys::Trigger) -> Option<Rule> {
         deferrable: t.tgdeferrable,
         trigger,
     })
+}
+
+/// Whether a parent's rows have this trigger function for their deletion. Whatever else it does on
+/// the origin travels as changes of its own.
+const fn is_of_parents_delete(function: u32) -> bool {
+    matches!(
+        function,
+        pg_sys::F_RI_FKEY_CASCADE_DEL
+            | pg_sys::F_RI_FKEY_RESTRICT_DEL
+            | pg_sys::F_RI_FKEY_SETNULL_DEL
+            | pg_sys::F_RI_FKEY_SETDEFAULT_DEL
+            | pg_sys::F_RI_FKEY_NOACTION_DEL
+    )
+}
+
+/// The same for a change of the parent's key.
+const fn is_of_parents_update(function: u32) -> bool {
+    matches!(
+        function,
+        pg_sys::F_RI_FKEY_CASCADE_UPD
+            | pg_sys::F_RI_FKEY_RESTRICT_UPD
+            | pg_sys::F_RI_FKEY_SETNULL_UPD
+            | pg_sys::F_RI_FKEY_SETDEFAULT_UPD
+            | pg_sys::F_RI_FKEY_NOACTION_UPD
+    )
+}
+
+/// Whether a table with this trigger function has rows that others refer to.
+pub(in crate::pg::rows) const fn is_of_parent(function: u32) -> bool {
+    is_of_parents_delete(function) || is_of_parents_update(function)
 }
 
 /// Looks again for other rows with the keys of these, waiting for transactions in progress.

@@ -130,6 +130,19 @@ pub fn interrupted() -> bool {
     }
 }
 
+/// Whether this process was told to end.
+pub fn is_to_end() -> bool {
+    // SAFETY: a sig_atomic_t flag set by a signal handler.
+    unsafe { (&raw const pg_sys::ProcDiePending).read_volatile() != 0 }
+}
+
+/// Whether the server still has its postmaster.
+pub fn postmaster_is_alive() -> bool {
+    // SAFETY: asks the kernel for the parent, which is another one once it is dead; and a plain
+    // variable, set at process start.
+    unsafe { libc::getppid() == pg_sys::PostmasterPid }
+}
+
 /// Forgets a pending cancel that was meant for work that is over.
 fn forget_cancel() {
     // SAFETY: a sig_atomic_t flag of this process.

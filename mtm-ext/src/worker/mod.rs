@@ -8,6 +8,7 @@ mod finish;
 mod health;
 mod inbox;
 mod monitor;
+mod open;
 mod receiver;
 mod recovery;
 mod resolver;
@@ -18,7 +19,9 @@ mod users;
 mod wire;
 
 pub use health::FEW_REFUSALS;
+pub use applier::apply_again;
 pub use inbox::{accept_pipe, reply};
+pub use open::leave_nothing as leave_nothing_open;
 
 use crate::pg::bgworker::{self, Kind};
 

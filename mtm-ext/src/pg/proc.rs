@@ -138,9 +138,8 @@ pub fn is_to_end() -> bool {
 
 /// Whether the server still has its postmaster.
 pub fn postmaster_is_alive() -> bool {
-    // SAFETY: asks the kernel for the parent, which is another one once it is dead; and a plain
-    // variable, set at process start.
-    unsafe { libc::getppid() == pg_sys::PostmasterPid }
+    // SAFETY: looks at a pipe that the postmaster holds open as long as it lives.
+    unsafe { super::sys::PostmasterIsAliveInternal() }
 }
 
 /// Forgets a pending cancel that was meant for work that is over.

@@ -23,6 +23,9 @@ unsafe extern "C-unwind" {
     /// `commands/async.h`.
     pub fn AtPrepare_Notify();
 
+    /// `storage/pmsignal.h`.
+    pub fn PostmasterIsAliveInternal() -> bool;
+
     /// `libpq/libpq.h`.
     pub fn pq_startmsgread();
     /// `libpq/libpq.h`.

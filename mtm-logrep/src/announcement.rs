@@ -24,6 +24,10 @@ pub const PARALLEL_SAFE_PREFIX: &str = "mtm-parallel-safe";
 pub const SYNCPOINT_PREFIX: &str = "mtm-syncpoint";
 /// Prefix of what recovery installed: see [`crate::journal::Installed`].
 pub const INSTALLED_PREFIX: &str = "mtm-installed";
+/// Prefix of a promise to commit what is applied and not prepared: see [`crate::journal::Open`].
+pub const OPEN_PREFIX: &str = "mtm-open";
+/// Prefix of the end of such a promise other than by a commit; the content is a gid in wire form.
+pub const CLOSED_PREFIX: &str = "mtm-closed";
 
 const VERSION: u8 = 2;
 

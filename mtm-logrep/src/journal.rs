@@ -9,14 +9,16 @@
 //! mtm-marker         gid (17 bytes); transactional, belongs to the transaction it names
 //! mtm-abort          gid
 //! mtm-installed      gid | abort accepted u8
+//! mtm-open           version u8 = 1 | gid | xid u32 | rows, up to the end
+//! mtm-closed         gid
 //! mtm-parallel-safe  version u8 = 1 | generation u64 | n u32 | n times (gid | abort accepted u8)
 //! mtm-syncpoint      version u8 = 1 | 16 times u64
 //! ```
 //! Bytes that are not exactly one record are an error, never a guess.
 
 use crate::announcement::{
-    ABORT_PREFIX, Announcement, INSTALLED_PREFIX, MARKER_PREFIX, PARALLEL_SAFE_PREFIX, PREFIX,
-    SYNCPOINT_PREFIX,
+    ABORT_PREFIX, Announcement, CLOSED_PREFIX, INSTALLED_PREFIX, MARKER_PREFIX, OPEN_PREFIX,
+    PARALLEL_SAFE_PREFIX, PREFIX, SYNCPOINT_PREFIX,
 };
 use mtm_core::wire::{DecodeError, DecodeErrorKind, Reader, Writer};
 use mtm_core::{GenNum, Gid, MAX_NODES, Xid};
@@ -165,6 +167,43 @@ impl Installed {
     }
 }
 
+/// The writer has applied a transaction of another node in a local transaction that is still open,
+/// and promises to be able to commit it, as PREPARE would: the rows are here so that they can be
+/// applied again after a crash. The promise ends with the commit of that local transaction, or
+/// with a record [`Entry::Closed`]: it was rolled back, or a PREPARE takes its place.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Open {
+    /// The transaction.
+    pub gid: Gid,
+    /// Number of the local transaction, 32-bit as in the log.
+    pub xid: u32,
+    /// Its rows, as they came from its origin.
+    pub rows: Vec<u8>,
+}
+
+impl Open {
+    /// Appends the record's bytes.
+    pub fn encode(gid: &Gid, xid: u32, rows: &[u8], out: &mut Vec<u8>) {
+        let mut w = Writer::new(out);
+        w.u8(VERSION);
+        gid.encode(&mut w);
+        w.u32(xid);
+        w.raw(rows);
+    }
+
+    /// Reads a record that fills `bytes`.
+    ///
+    /// # Errors
+    /// When the bytes do not begin as a record of a known version.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(bytes);
+        version(&mut r, "open transaction's version")?;
+        let (gid, xid) = (Gid::decode(&mut r)?, r.u32()?);
+        let rows = r.take(r.remaining())?.to_vec();
+        Ok(Self { gid, xid, rows })
+    }
+}
+
 /// One of our messages in a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
@@ -180,6 +219,10 @@ pub enum Entry {
     ParallelSafe(ParallelSafe),
     /// What the writer has finished and forgotten.
     Syncpoint(Forgotten),
+    /// The writer keeps the transaction open.
+    Open(Open),
+    /// It does not any more.
+    Closed(Gid),
 }
 
 impl Entry {
@@ -194,6 +237,8 @@ impl Entry {
                 | INSTALLED_PREFIX
                 | PARALLEL_SAFE_PREFIX
                 | SYNCPOINT_PREFIX
+                | OPEN_PREFIX
+                | CLOSED_PREFIX
         )
     }
 
@@ -209,6 +254,8 @@ impl Entry {
             INSTALLED_PREFIX => Self::Installed(Installed::decode(content)?),
             PARALLEL_SAFE_PREFIX => Self::ParallelSafe(ParallelSafe::decode(content)?),
             SYNCPOINT_PREFIX => Self::Syncpoint(Forgotten::decode(content)?),
+            OPEN_PREFIX => Self::Open(Open::decode(content)?),
+            CLOSED_PREFIX => Self::Closed(gid_from_bytes(content)?),
             _ => return Ok(None),
         }))
     }
@@ -220,13 +267,15 @@ mod tests {
     use mtm_core::{LocalXid, NodeId};
     use proptest::prelude::*;
 
-    const PREFIXES: [&str; 6] = [
+    const PREFIXES: [&str; 8] = [
         PREFIX,
         MARKER_PREFIX,
         ABORT_PREFIX,
         INSTALLED_PREFIX,
         PARALLEL_SAFE_PREFIX,
         SYNCPOINT_PREFIX,
+        OPEN_PREFIX,
+        CLOSED_PREFIX,
     ];
 
     fn any_gid() -> impl Strategy<Value = Gid> {
@@ -255,6 +304,9 @@ mod tests {
                 held
             })),
             below.prop_map(|below| Entry::Syncpoint(Forgotten { below })),
+            (any_gid(), any::<u32>(), any::<Vec<u8>>())
+                .prop_map(|(gid, xid, rows)| Entry::Open(Open { gid, xid, rows })),
+            any_gid().prop_map(Entry::Closed),
         ]
     }
 
@@ -279,6 +331,11 @@ mod tests {
                 forgotten.encode(&mut out);
                 SYNCPOINT_PREFIX
             }
+            Entry::Open(open) => {
+                Open::encode(&open.gid, open.xid, &open.rows, &mut out);
+                OPEN_PREFIX
+            }
+            Entry::Closed(gid) => return (CLOSED_PREFIX, gid_bytes(gid)),
         };
         (prefix, out)
     }
@@ -288,12 +345,15 @@ mod tests {
         fn entries_round_trip_and_cut_or_longer_ones_are_errors(entry in any_entry()) {
             let (prefix, mut bytes) = bytes_of(&entry);
             prop_assert!(Entry::is_prefix(prefix));
-            prop_assert_eq!(Entry::decode(prefix, &bytes), Ok(Some(entry)));
-            for cut in 0..bytes.len() {
+            let decoded = Entry::decode(prefix, &bytes);
+            prop_assert_eq!(decoded.as_ref(), Ok(&Some(entry.clone())));
+            // Rows are what is left; how long they are the log itself knows.
+            let rows = if let Entry::Open(open) = &entry { Some(open.rows.len()) } else { None };
+            for cut in 0..bytes.len() - rows.unwrap_or(0) {
                 prop_assert!(Entry::decode(prefix, &bytes[..cut]).is_err());
             }
             bytes.push(0);
-            prop_assert!(Entry::decode(prefix, &bytes).is_err());
+            prop_assert_eq!(Entry::decode(prefix, &bytes).is_err(), rows.is_none());
         }
 
         #[test]

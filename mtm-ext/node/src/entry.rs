@@ -101,7 +101,7 @@ impl Entry {
             Role::Own(c) if c.state() == CoordinatorState::CommitDecided => None,
             Role::Own(c) => c.decree(),
             Role::Peer(p) => match p.state() {
-                ParticipantState::Committing | ParticipantState::Committed => Some(Decree::Commit),
+                ParticipantState::Committing(_) | ParticipantState::Committed => Some(Decree::Commit),
                 ParticipantState::RollingBack | ParticipantState::Aborted => Some(Decree::Abort),
                 ParticipantState::Unknown
                 | ParticipantState::Applying
@@ -157,7 +157,7 @@ impl Entry {
                 Some(Waits::Outcome)
             }
             ParticipantState::AbortPending(_) => Some(Waits::AbortRecord),
-            ParticipantState::Committing | ParticipantState::RollingBack => Some(Waits::Finish),
+            ParticipantState::Committing(_) | ParticipantState::RollingBack => Some(Waits::Finish),
             ParticipantState::Unknown
             | ParticipantState::Refused
             | ParticipantState::AbortAccepted(false)
@@ -183,7 +183,7 @@ impl Entry {
                 p.is_undecided()
                     || matches!(
                         p.state(),
-                        ParticipantState::Committing | ParticipantState::RollingBack
+                        ParticipantState::Committing(_) | ParticipantState::RollingBack
                     )
             }
         }

@@ -35,6 +35,15 @@ pub enum Word {
     },
     /// Abort was accepted.
     AbortAccepted(Gid),
+    /// This node keeps another one's transaction open in a local one, promised as if prepared.
+    Opened {
+        /// Number of the local transaction.
+        xid: u32,
+        /// Its name.
+        gid: Gid,
+    },
+    /// It does not any more: rolled back, or prepared in earnest.
+    Closed(Gid),
     /// Recovery installed it, as the donor had it.
     Installed {
         /// The transaction.
@@ -51,6 +60,8 @@ impl Word {
             Self::Committed { gid, .. } => gid,
             Self::Announced { gid, .. }
             | Self::Marked { gid, .. }
+            | Self::Opened { gid, .. }
+            | Self::Closed(gid)
             | Self::AbortAccepted(gid)
             | Self::Installed { gid, .. } => Some(gid),
         }
@@ -67,6 +78,8 @@ pub struct Restart {
     found: BTreeMap<Gid, Found>,
     /// Local transactions that are not committed yet, as far as the log was read.
     marked: BTreeMap<u32, Gid>,
+    /// Promised in an open local transaction.
+    open: BTreeSet<Gid>,
 }
 
 /// Users' own two-phase transactions have names that are not the machine's business.
@@ -84,11 +97,13 @@ impl Restart {
             next: checkpoint.next.max(checkpoint.forgotten[checkpoint.node.index()]),
             found: remembered.filter(|(gid, _)| is_ours(gid)).collect(),
             marked: BTreeMap::new(),
+            open: BTreeSet::new(),
         }
     }
 
-    /// The next record of the log.
-    pub fn read(&mut self, word: Word) {
+    /// The next record of the log. The transaction that was open and is not any more, if any.
+    pub fn read(&mut self, word: Word) -> Option<Gid> {
+        let mut closed = None;
         word.gid().into_iter().for_each(|gid| self.number(gid));
         match word {
             Word::Announced { gid, local } => {
@@ -97,8 +112,15 @@ impl Restart {
             Word::Marked { xid, gid } => {
                 self.marked.insert(xid, gid);
             }
+            Word::Opened { xid, gid } => {
+                // Its marker may lie before what is read.
+                self.marked.insert(xid, gid);
+                self.open.insert(gid);
+            }
+            Word::Closed(gid) => closed = self.open.take(&gid),
             Word::Committed { xid, gid } => {
                 for gid in [self.marked.remove(&xid), gid].into_iter().flatten() {
+                    closed = closed.or(self.open.take(&gid));
                     self.say(gid, Found::Committed);
                 }
             }
@@ -116,6 +138,7 @@ impl Restart {
                 self.found.remove(&gid);
             }
         }
+        closed
     }
 
     /// Every name in the log counts, whatever became of it: abort may have been accepted for one
@@ -124,6 +147,13 @@ impl Restart {
         if is_ours(&gid) && gid.origin == self.me {
             self.next = self.next.max(Xid(gid.xid.0.saturating_add(1)));
         }
+    }
+
+    /// What was open when the log ended, as far as it was read: before [`Self::finish`] each must be
+    /// prepared with the rows that the log has, unless it is prepared already, and the log must
+    /// say that it is closed.
+    pub const fn open(&self) -> &BTreeSet<Gid> {
+        &self.open
     }
 
     /// The number with which own announcements go on, once everything is read.

@@ -1,16 +1,16 @@
 //! What a restarting node finds.
 
 use super::{Error, checkpoint};
-use crate::pg::sqlrun;
+use crate::pg::{message, sqlrun};
 use crate::pg::walscan::{self, Item};
 use crate::pg::xact::{self, XidStatus};
 use mtm_core::wire::DecodeError;
 use mtm_core::{Gid, LocalXid, Lsn, NodeId, Xid};
-use mtm_logrep::journal::Entry;
+use mtm_logrep::journal::{self, Entry};
 use mtm_node::restart::{Restart, Word};
 use mtm_node::{Below, Found};
 use pgrx::spi::Spi;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What to feed to the machine before `ScanComplete`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,8 +38,14 @@ pub(super) fn found_at_start(me: NodeId, cluster: u64) -> Result<Start, Error> {
     let saved = checkpoint::read(me, cluster)?;
     let mut restart = Restart::new(&saved);
     let mut malformed = None;
-    let scanned = walscan::scan(saved.start, |item| match word_of(item) {
-        Ok(Some(word)) => restart.read(word),
+    // What was kept open, and its rows.
+    let mut rows: BTreeMap<Gid, Vec<u8>> = BTreeMap::new();
+    let scanned = walscan::scan(saved.start, |item| match word_of(item, &mut rows) {
+        Ok(Some(word)) => {
+            if let Some(gid) = restart.read(word) {
+                rows.remove(&gid);
+            }
+        }
         Ok(None) => {}
         Err(error) => {
             malformed.get_or_insert(error);
@@ -51,13 +57,26 @@ pub(super) fn found_at_start(me: NodeId, cluster: u64) -> Result<Start, Error> {
         return Err(Error::unusable(checkpoint::FILE, why));
     }
     let next = restart.next();
-    let found = restart.finish(&prepared(), is_committed);
+    let mut prepared = prepared();
+    for gid in restart.open() {
+        if prepared.insert(*gid) {
+            let rows = rows.get(gid).map(Vec::as_slice).unwrap_or_default();
+            crate::worker::apply_again(gid, rows);
+            pgrx::log!("multimaster: transaction {gid}, promised before the start, is prepared");
+        }
+        // From here on PREPARE is what says that it is there.
+        message::flush(message::log(c"mtm-closed", &journal::gid_bytes(gid), false));
+    }
+    let found = restart.finish(&prepared, is_committed);
     let (forgotten, from) = (saved.forgotten, saved.start);
     Ok(Start { forgotten, next, found, from, to: scanned.to, records: scanned.records })
 }
 
 /// What a record says about a transaction's fate, if anything.
-fn word_of(item: Item<'_>) -> Result<Option<Word>, DecodeError> {
+fn word_of(
+    item: Item<'_>,
+    rows: &mut BTreeMap<Gid, Vec<u8>>,
+) -> Result<Option<Word>, DecodeError> {
     let gid_of = |text: &str| text.parse::<Gid>().ok();
     Ok(match item {
         Item::Commit { xid, gid } => Some(Word::Committed { xid, gid: gid.and_then(gid_of) }),
@@ -73,6 +92,11 @@ fn word_of(item: Item<'_>) -> Result<Option<Word>, DecodeError> {
                 gid: installed.gid,
                 accepted_abort: installed.accepted_abort,
             }),
+            Some(Entry::Open(open)) => {
+                rows.insert(open.gid, open.rows);
+                Some(Word::Opened { xid: open.xid, gid: open.gid })
+            }
+            Some(Entry::Closed(gid)) => Some(Word::Closed(gid)),
             // For those who recover from this node.
             Some(Entry::ParallelSafe(_) | Entry::Syncpoint(_)) | None => None,
         },

@@ -205,6 +205,9 @@ pub fn set_config(name: &core::ffi::CStr, value: &core::ffi::CStr) {
 
 /// Handles a stop request (by not returning) and a configuration reload.
 pub fn handle_signals() {
+    if proc::is_to_end() {
+        crate::worker::leave_nothing_open();
+    }
     proc::check_interrupts();
     // SAFETY: a sig_atomic_t flag of this process; the main loop of a worker may reload.
     unsafe {
@@ -227,7 +230,12 @@ pub fn report_idle() {
 /// it is too early, the microseconds after which to call again.
 pub fn report_statistics() -> Option<u64> {
     // SAFETY: outside a transaction, in a process with a database.
-    let again_ms = unsafe { pg_sys::pgstat_report_stat(false) };
+    let again_ms = unsafe {
+        if pg_sys::IsTransactionOrTransactionBlock() {
+            return None;
+        }
+        pg_sys::pgstat_report_stat(false)
+    };
     u64::try_from(again_ms).ok().filter(|ms| *ms > 0).map(|ms| ms * 1000)
 }
 

@@ -2,6 +2,8 @@
 
 use core::ffi::CStr;
 use mtm_core::Gid;
+use mtm_logrep::announcement::MARKER_PREFIX;
+use mtm_logrep::journal::gid_from_bytes;
 use pgrx::pg_sys;
 use std::ffi::CString;
 
@@ -160,6 +162,42 @@ pub unsafe fn name(txn: *mut pg_sys::ReorderBufferTXN) -> Option<Gid> {
         let text = (*txn).gid;
         if text.is_null() { None } else { CStr::from_ptr(text).to_str().ok()?.parse().ok() }
     }
+}
+
+/// How many changes of a transaction may come before its marker.
+const BEFORE_MARKER: usize = 8;
+
+/// The name in the marker of a transaction in progress, whose changes are in memory.
+///
+/// # Safety
+/// As [`was_aborted_concurrently`].
+pub unsafe fn marker(txn: *mut pg_sys::ReorderBufferTXN) -> Option<Gid> {
+    let kind = pg_sys::ReorderBufferChangeType::REORDER_BUFFER_CHANGE_MESSAGE;
+    // SAFETY: the caller's promise; `changes` is a circular list whose links are the `node` fields of
+    // changes, and a change of this kind has a C string and so many bytes.
+    unsafe {
+        let head = &raw mut (*txn).changes.head;
+        let mut node = (*head).next;
+        for _ in 0..BEFORE_MARKER {
+            if node.is_null() || node == head {
+                return None;
+            }
+            let offset = core::mem::offset_of!(pg_sys::ReorderBufferChange, node);
+            let change = node.byte_sub(offset).cast::<pg_sys::ReorderBufferChange>();
+            if (*change).action == kind {
+                let message = (*change).data.msg;
+                let content = core::slice::from_raw_parts(
+                    message.message.cast::<u8>(),
+                    message.message_size,
+                );
+                if CStr::from_ptr(message.prefix).to_bytes() == MARKER_PREFIX.as_bytes() {
+                    return gid_from_bytes(content).ok();
+                }
+            }
+            node = (*node).next;
+        }
+    }
+    None
 }
 
 /// The first transaction in progress for which `is_it` holds.

@@ -286,7 +286,8 @@ unsafe fn parallel_safe(ctx: Context, lsn: Lsn, content: &[u8]) {
             return;
         }
         for (gid, accepted_abort) in safe.held {
-            let has_it = |txn| flags::name(txn) == Some(gid) && !flags::was_sent(txn);
+            let named = |txn| flags::name(txn).or_else(|| flags::marker(txn)) == Some(gid);
+            let has_it = |txn| named(txn) && !flags::was_sent(txn);
             match flags::find((*ctx).reorder, has_it) {
                 Some(txn) => replay_held(ctx, txn, (gid, accepted_abort), lsn),
                 None => send(ctx, &StreamMessage::HeldElsewhere { gid, accepted_abort }),

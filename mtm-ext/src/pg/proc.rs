@@ -130,6 +130,18 @@ pub fn interrupted() -> bool {
     }
 }
 
+/// Whether this process was told to end.
+pub fn is_to_end() -> bool {
+    // SAFETY: a sig_atomic_t flag set by a signal handler.
+    unsafe { (&raw const pg_sys::ProcDiePending).read_volatile() != 0 }
+}
+
+/// Whether the server still has its postmaster.
+pub fn postmaster_is_alive() -> bool {
+    // SAFETY: looks at a pipe that the postmaster holds open as long as it lives.
+    unsafe { super::sys::PostmasterIsAliveInternal() }
+}
+
 /// Forgets a pending cancel that was meant for work that is over.
 fn forget_cancel() {
     // SAFETY: a sig_atomic_t flag of this process.

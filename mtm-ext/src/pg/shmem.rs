@@ -168,6 +168,9 @@ pub struct Note {
     pub taken: bool,
     /// Set when it lost a conflict here: against this transaction of this node.
     pub lost_to: Option<Gid>,
+    /// That process keeps it open, or has committed it and that is not durable: the promise, or
+    /// the commit's need of it, is in the log from here on. 0 otherwise.
+    pub open: u64,
 }
 
 /// Messages of generations that wait for a process or for the disk.

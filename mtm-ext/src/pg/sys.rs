@@ -30,6 +30,9 @@ unsafe extern "C-unwind" {
         parents: *mut *mut pg_sys::List,
     ) -> *mut pg_sys::List;
 
+    /// `storage/pmsignal.h`.
+    pub fn PostmasterIsAliveInternal() -> bool;
+
     /// `libpq/libpq.h`.
     pub fn pq_startmsgread();
     /// `libpq/libpq.h`.

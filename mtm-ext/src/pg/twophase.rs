@@ -40,6 +40,19 @@ pub fn prepare(gid: &str) {
     walwake::restore();
 }
 
+/// Ends the transaction that [`begin`] began with a commit that everybody sees when this returns,
+/// and that becomes durable with the next flush.
+pub fn commit_unflushed() {
+    // SAFETY: inside the block; a variable of this process.
+    unsafe {
+        let saved = pg_sys::synchronous_commit;
+        pg_sys::synchronous_commit = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32;
+        pg_sys::EndTransactionBlock(false);
+        pg_sys::CommitTransactionCommand();
+        pg_sys::synchronous_commit = saved;
+    }
+}
+
 /// COMMIT PREPARED or ROLLBACK PREPARED in a transaction of its own, marked as the cluster's.
 pub fn finish(gid: &str, commit: bool) {
     let gid = CString::new(gid).expect("a gid has no zero byte");

@@ -205,6 +205,12 @@ pub fn check_serializable() {
     unsafe { sys::PreCommit_CheckForSerializationFailure() }
 }
 
+/// Fires deferred triggers and checks deferred constraints, as the commit would.
+pub fn fire_deferred() {
+    // SAFETY: core calls it at the beginning of a commit, in the same state.
+    unsafe { pg_sys::AfterTriggerFireDeferred() }
+}
+
 /// Raises what PREPARE TRANSACTION refuses only after our callback.
 pub fn check_preparable() {
     // SAFETY: reads the state of this process' transaction; AtPrepare_Notify only checks.

@@ -2,11 +2,11 @@
 //! what is decided.
 
 use super::spill::{self, Part, Rows};
-use super::{crew, divergence, finish, users};
+use super::{crew, divergence, finish, open, users};
 use crate::pg::bgworker::{self, Caught};
 use crate::pg::rows::{self, Applier};
 use crate::pg::shmem::{self, WorkerSlot};
-use crate::pg::{pipe, proc, segment, twophase, walwake, xact};
+use crate::pg::{pipe, proc, segment, twophase, wal, walwake, xact};
 use crate::{cluster, dmq, health, machine};
 use core::panic::AssertUnwindSafe;
 use core::sync::atomic::Ordering;
@@ -73,7 +73,9 @@ fn serve(slot: usize) {
             }
             Ok(false) => {
                 let unreported = bgworker::report_statistics();
-                proc::wait(None, unreported);
+                open::turn();
+                let patience = [unreported, open::patience_us()].into_iter().flatten().min();
+                proc::wait(None, patience);
             }
             Err(corrupt) => pgrx::error!("an apply worker's ring is corrupt: {corrupt}"),
         }
@@ -82,6 +84,7 @@ fn serve(slot: usize) {
 
 /// At the worker's end: its slot and its transaction are free for others.
 fn release() {
+    open::at_exit();
     let ended = || Caught {
         sqlstate: *b"40001",
         message: "an apply worker ended".to_owned(),
@@ -148,7 +151,8 @@ impl InPlace {
         xact::unmark_commit_record();
         let done = match outcome {
             Ok(true) => {
-                prepared(&gid, proc::NO_PROC);
+                let worker = if open::is_keeping() { proc::my_procno() } else { proc::NO_PROC };
+                prepared(&gid, worker);
                 true
             }
             Ok(false) => {
@@ -250,15 +254,46 @@ fn apply(
     };
     apply_all(applier, gid, rows, &mut ddl);
     applier.finish();
-    let may = may_prepare(gid);
-    if may {
-        xact::mark_origin(mtm_core::Lsn(0));
-        if !schema_changed {
-            twophase::count_rows();
+    let keep = match rows {
+        Rows::Memory(rows) if rows.len() <= SMALL && !schema_changed => Some(rows),
+        _ => None,
+    };
+    let keep = keep.filter(|_| !cluster::is_users(gid));
+    if keep.is_some() {
+        open::check();
+    }
+    let may = may_prepare(gid, keep.is_some());
+    match keep {
+        _ if !may => {}
+        Some(rows) => open::promise(gid, rows),
+        None => {
+            xact::mark_origin(mtm_core::Lsn(0));
+            if !schema_changed {
+                twophase::count_rows();
+            }
+            twophase::prepare(&gid.to_string());
         }
-        twophase::prepare(&gid.to_string());
     }
     may
+}
+
+/// Applies what this node had promised to commit when it stopped, and prepares it. For a process
+/// that does nothing else yet.
+pub fn apply_again(gid: &Gid, rows: &[u8]) {
+    prepare_session();
+    let mut applier = Applier::new();
+    twophase::begin();
+    xact::mark_origin(mtm_core::Lsn(0));
+    crate::hook::commit::write_marker(gid);
+    xact::mark_rows_of(gid.origin);
+    applier.begin();
+    // It was checked before the promise.
+    applier.unchecked();
+    applier.apply(rows, &mut |_| pgrx::error!("the promise to commit {gid} has DDL"));
+    applier.finish();
+    xact::mark_origin(mtm_core::Lsn(0));
+    twophase::prepare(&gid.to_string());
+    xact::unmark_commit_record();
 }
 
 /// Applies all rows of a transaction, wherever they are.
@@ -291,11 +326,18 @@ pub fn apply_all(applier: &mut Applier, gid: &Gid, rows: Rows<'_>, ddl: &mut dyn
 }
 
 /// Whether the transaction may still be prepared.
-fn may_prepare(gid: &Gid) -> bool {
+fn may_prepare(gid: &Gid, keep: bool) -> bool {
     if cluster::is_users(gid) {
         return users::may_prepare(gid);
     }
-    machine::feed(Input::TryPrepare(*gid)).contains(&Effect::WritePrepare(*gid))
+    // The promise will be behind this.
+    let from = if keep { wal::inserted().0 } else { 0 };
+    let note = |state: &mut shmem::NodeState| {
+        if let Some(note) = state.notes.get_mut(gid) {
+            note.open = from;
+        }
+    };
+    machine::feed_after(Input::TryPrepare(*gid), note).contains(&Effect::WritePrepare(*gid))
 }
 
 /// Votes; from here on `worker` has the transaction.
@@ -313,6 +355,11 @@ fn prepared(gid: &Gid, worker: proc::ProcNo) {
 
 /// Waits for the outcome of the prepared transaction and carries it out.
 fn await_decision(gid: &Gid) {
+    while open::is_keeping() {
+        proc::wait(None, open::patience_us());
+        bgworker::handle_signals();
+        open::turn();
+    }
     let done = if cluster::is_users(gid) { users::my_own } else { finish::my_own };
     while !done(gid) {
         proc::wait(None, None);
@@ -374,6 +421,7 @@ fn let_go(gid: &Gid) {
     shmem::node(|state| {
         if let Some(note) = state.notes.get_mut(gid) {
             note.worker = proc::NO_PROC;
+            note.open = 0;
         }
     });
 }

@@ -3,6 +3,7 @@
 
 use crate::pg::{bgworker, message, proc, shmem, sqlrun, wal, xact};
 use crate::{cluster, dmq, durable, guc, health, machine};
+use core::num::NonZero;
 use core::sync::atomic::Ordering;
 use mtm_core::{Instant, Lsn, Machine, NodeId, NodeSet, Xid};
 use mtm_generations::{Input as Generation, Membership, Record, StatusInGeneration, Timing};
@@ -259,10 +260,16 @@ impl Campaigner {
     fn take_checkpoint(&mut self, now: Instant) {
         let waits = &shmem::header().checkpoint_waits;
         let start = wal::inserted();
-        let saved = machine::look(|node| {
-            let found = node.remembered().map(Iterator::collect::<Vec<_>>)?;
-            Some((found, *node.forgotten(), node.next_number()))
+        let (saved, open) = shmem::node(|state| {
+            let saved = state.node().map(|node| {
+                let found = node.remembered().map(Iterator::collect::<Vec<_>>)?;
+                Some((found, *node.forgotten(), node.next_number()))
+            });
+            let open = state.notes.iter().filter_map(|(_, note)| NonZero::new(note.open)).min();
+            (saved, open)
         });
+        // What is kept open is in the log only.
+        let start = open.map_or(start, |open| start.min(Lsn(open.get())));
         match saved {
             Some(Some((found, forgotten, next))) => {
                 // Whoever recovers from this node's log needs to know it before it comes to what

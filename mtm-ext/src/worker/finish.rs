@@ -2,7 +2,7 @@
 
 use crate::machine;
 use crate::pg::shmem::{self, NodeState};
-use crate::pg::{proc, twophase};
+use crate::pg::{bgworker, proc, twophase};
 use core::sync::atomic::Ordering;
 use mtm_core::Gid;
 use mtm_node::{Input, Role};
@@ -12,7 +12,7 @@ use mtm_paxos::commit::ParticipantState;
 fn decision(state: &mut NodeState, gid: &Gid) -> Option<bool> {
     match state.node()?.transaction(gid)?.role {
         Role::Peer(peer) => match peer.state() {
-            ParticipantState::Committing => Some(true),
+            ParticipantState::Committing(_) => Some(true),
             ParticipantState::RollingBack => Some(false),
             _ => None,
         },
@@ -26,10 +26,11 @@ fn take(gid: &Gid) -> Option<bool> {
     shmem::node(|state| take_in(state, gid, me))
 }
 
-fn take_in(state: &mut NodeState, gid: &Gid, me: proc::ProcNo) -> Option<bool> {
+pub fn take_in(state: &mut NodeState, gid: &Gid, me: proc::ProcNo) -> Option<bool> {
     let commit = decision(state, gid)?;
     let note = state.notes.entry(*gid, || free(me)).ok()?;
-    if note.taken {
+    // What is kept open only that process can end.
+    if note.taken || (note.open != 0 && note.worker != me) {
         return None;
     }
     note.taken = true;
@@ -39,7 +40,7 @@ fn take_in(state: &mut NodeState, gid: &Gid, me: proc::ProcNo) -> Option<bool> {
 
 /// Nobody has it but this process.
 pub const fn free(worker: proc::ProcNo) -> shmem::Note {
-    shmem::Note { worker, taken: false, lost_to: None }
+    shmem::Note { worker, taken: false, lost_to: None, open: 0 }
 }
 
 /// Ends it here, unless somebody else does; wakes the worker that waits with it.
@@ -77,6 +78,20 @@ pub fn my_own(gid: &Gid) -> bool {
     }
 }
 
+/// Waits until a commit that is decided, and another process' business, is durable here.
+pub fn await_commit(gid: &Gid) {
+    let me = proc::my_procno();
+    let waits = |state: &mut NodeState| {
+        decision(state, gid) == Some(true)
+            && state.notes.get_mut(gid).is_none_or(|note| note.worker != me)
+    };
+    while shmem::node(waits) {
+        wake(gid);
+        proc::wait(None, Some(1_000));
+        bgworker::handle_signals();
+    }
+}
+
 /// Whether it is prepared here and undecided.
 fn waits(state: &mut NodeState, gid: &Gid) -> bool {
     match state.node().and_then(|node| node.transaction(gid)).map(|entry| entry.role) {
@@ -111,7 +126,7 @@ pub fn orphans() {
         let ends = |role: &Role| {
             matches!(role, Role::Peer(p) if matches!(
                 p.state(),
-                ParticipantState::Committing | ParticipantState::RollingBack
+                ParticipantState::Committing(_) | ParticipantState::RollingBack
             ))
         };
         let gids: Vec<Gid> =

@@ -10,6 +10,7 @@ mod health;
 mod inbox;
 mod lineup;
 mod monitor;
+mod open;
 mod receiver;
 mod recovery;
 mod resolver;
@@ -20,7 +21,9 @@ mod users;
 mod wire;
 
 pub use health::FEW_REFUSALS;
+pub use applier::apply_again;
 pub use inbox::{accept_pipe, reply};
+pub use open::leave_nothing as leave_nothing_open;
 
 use crate::pg::bgworker::{self, Kind};
 

@@ -4,7 +4,7 @@
 use super::applier::InPlace;
 use super::recovery::Replay;
 use super::spill::{self, EarlyIncoming, Incoming, Task};
-use super::{conflict, crew, recovery, users};
+use super::{conflict, crew, open, recovery, users};
 use crate::health::{self, Cause};
 use crate::pg::bgworker::{self, Caught, Handle, Kind};
 use crate::pg::conn::{Conn, ConnError, CopyIn};
@@ -81,7 +81,13 @@ pub fn run(node: u8) {
         pgrx::error!("could not clean the spill directory: {error}");
     }
     let in_place = InPlace::new();
-    pipe::with_exit_hook(|| serve(origin, in_place), recovery::at_exit);
+    pipe::with_exit_hook(
+        || serve(origin, in_place),
+        || {
+            open::at_exit();
+            recovery::at_exit();
+        },
+    );
 }
 
 fn serve(origin: NodeId, in_place: InPlace) {
@@ -105,6 +111,7 @@ fn serve(origin: NodeId, in_place: InPlace) {
     let mut complained = String::new();
     loop {
         let error = receiver.stream();
+        open::leave_nothing();
         peer.streaming.store(0, Ordering::Release);
         peer.replaying.store(0, Ordering::Release);
         receiver.incoming = None;
@@ -327,6 +334,7 @@ impl Receiver {
 
     /// One round: take what has come, hand it out, wait.
     fn turn(&mut self, conn: &mut Conn) -> Result<(), ConnError> {
+        open::turn();
         self.deliver_held();
         if self.wait_set.may_read(conn) {
             conn.consume()?;
@@ -367,7 +375,8 @@ impl Receiver {
 
     /// Applies the only transaction there is, if that is all that is to be done.
     fn apply_in_place(&mut self) {
-        if self.waiting.len() != 1 || self.workers.values().any(|w| w.busy.is_some()) {
+        let keeping = open::is_keeping();
+        if keeping || self.waiting.len() != 1 || self.workers.values().any(|w| w.busy.is_some()) {
             return;
         }
         if let Some(task) = self.waiting.pop_front()
@@ -383,6 +392,7 @@ impl Receiver {
         let feedback = self.next_feedback.since(now).max(1000);
         // What is held may wait for room, of which nobody tells.
         let feedback = if self.held.is_some() { feedback.min(HELD_US) } else { feedback };
+        let feedback = open::patience_us().map_or(feedback, |us| us.min(feedback));
         // The youngest work decides: others must not wait longer beside a large transaction.
         let youngest = self.workers.values().filter_map(|w| w.busy.map(|(_, since)| since)).max();
         match youngest {

@@ -9,7 +9,7 @@ use super::applier::apply_all;
 use super::crew::Crew;
 use super::lineup::{Lineup, Next, UnderWay};
 use super::spill::{self, Incoming, Task};
-use super::{finish, resolver};
+use super::{finish, open, resolver};
 use crate::guc;
 use crate::health::{self, Cause};
 use crate::machine;
@@ -80,6 +80,8 @@ pub struct Replay {
 impl Replay {
     /// Begins behind `from`, up to where this node has everything.
     pub fn new(donor: NodeId, from: Lsn) -> Self {
+        // What is kept open is in nobody's way then, and can be dropped or committed here.
+        open::leave_nothing_anywhere();
         bgworker::set_config(c"synchronous_commit", c"off");
         bgworker::set_config(c"lock_timeout", c"0");
         let header = shmem::header();
@@ -393,8 +395,13 @@ impl Replay {
         let (num, gid) = (Self::generation(), commit.gid);
         for effect in machine::feed_here(Input::Replay { num, gid }) {
             match effect {
-                Effect::Skip(_) => {}
-                Effect::CommitPrepared(gid) => finish::unless_taken(&gid, true),
+                // Somebody else may be at it; what comes next may conflict with it, and the place in
+                // the donor's log may move on only when it is durable.
+                Effect::Skip(gid) => finish::await_commit(&gid),
+                Effect::CommitPrepared(gid) => {
+                    finish::unless_taken(&gid, true);
+                    finish::await_commit(&gid);
+                }
                 Effect::ApplyCommitted(gid) => {
                     let held = self.held.remove(&gid);
                     let Some(task) = commit.task.take().or(held) else {

@@ -192,7 +192,7 @@ pub fn finish_orphans() {
 fn orphans_decision(part: &Part) -> Option<bool> {
     match part.participant.state() {
         _ if part.worker != proc::NO_PROC || part.taken => None,
-        ParticipantState::Committing => Some(true),
+        ParticipantState::Committing(_) => Some(true),
         ParticipantState::RollingBack => Some(false),
         _ => None,
     }
@@ -244,7 +244,7 @@ pub fn ask() -> bool {
                         part.participant.state(),
                         ParticipantState::Applying
                             | ParticipantState::Preparing(_)
-                            | ParticipantState::Committing
+                            | ParticipantState::Committing(_)
                             | ParticipantState::RollingBack
                     );
                 undecided |= waits;
@@ -332,11 +332,11 @@ pub fn my_own(gid: &Gid) -> bool {
     let state = shmem::participants(|table| {
         let part = table.get_mut(gid).filter(|part| part.worker == me)?;
         let state = part.participant.state();
-        part.taken = matches!(state, ParticipantState::Committing | ParticipantState::RollingBack);
+        part.taken = matches!(state, ParticipantState::Committing(_) | ParticipantState::RollingBack);
         Some(state)
     });
     match state {
-        Some(ParticipantState::Committing) => finish(gid, true),
+        Some(ParticipantState::Committing(_)) => finish(gid, true),
         Some(ParticipantState::RollingBack) => finish(gid, false),
         Some(
             ParticipantState::Prepared

@@ -20,8 +20,8 @@ pub enum ParticipantState {
     AbortPending(bool),
     /// Abort is durably accepted; `true` if the transaction is still prepared.
     AbortAccepted(bool),
-    /// Commit is decided, COMMIT PREPARED is not done yet.
-    Committing,
+    /// Commit is decided, COMMIT PREPARED is not durable yet; `true` if it is done and seen.
+    Committing(bool),
     /// Committed here.
     Committed,
     /// Abort is decided and the transaction is still prepared.
@@ -54,11 +54,11 @@ pub enum ParticipantStep {
     PersistAbort,
     /// Tell whoever asked that abort is accepted.
     TellAbortAccepted,
-    /// COMMIT PREPARED, then call [`Participant::finished`].
+    /// COMMIT PREPARED, then call [`Participant::visible`] or [`Participant::finished`].
     Commit,
     /// ROLLBACK PREPARED, then call [`Participant::finished`].
     Rollback,
-    /// Tell the origin that the transaction is committed here.
+    /// Tell the origin that whoever asks here sees the transaction committed.
     TellCommitted,
 }
 
@@ -139,7 +139,7 @@ impl Participant {
             | ParticipantState::Prepared
             | ParticipantState::AbortPending(true)
             | ParticipantState::AbortAccepted(true)
-            | ParticipantState::Committing
+            | ParticipantState::Committing(_)
             | ParticipantState::Committed
             | ParticipantState::RollingBack => Delivery::Duplicate,
         }
@@ -204,7 +204,7 @@ impl Participant {
             | ParticipantState::RollingBack
             | ParticipantState::Aborted => ParticipantStep::TellAbortAccepted,
             ParticipantState::AbortPending(_)
-            | ParticipantState::Committing
+            | ParticipantState::Committing(_)
             | ParticipantState::Committed => ParticipantStep::Nothing,
         }
     }
@@ -229,10 +229,12 @@ impl Participant {
                 | ParticipantState::AbortPending(true)
                 | ParticipantState::AbortAccepted(true),
             ) => {
-                self.state = ParticipantState::Committing;
+                self.state = ParticipantState::Committing(false);
                 ParticipantStep::Commit
             }
-            (Decree::Commit, ParticipantState::Committed) => ParticipantStep::TellCommitted,
+            (Decree::Commit, ParticipantState::Committing(true) | ParticipantState::Committed) => {
+                ParticipantStep::TellCommitted
+            }
             (
                 Decree::Abort,
                 ParticipantState::Prepared
@@ -272,7 +274,7 @@ impl Participant {
             ParticipantState::AbortPending(_) | ParticipantState::AbortAccepted(_) => {
                 Report::AcceptedAbort
             }
-            ParticipantState::Committing | ParticipantState::Committed => Report::Committed,
+            ParticipantState::Committing(_) | ParticipantState::Committed => Report::Committed,
             ParticipantState::RollingBack | ParticipantState::Aborted => Report::Aborted,
         }
     }
@@ -282,18 +284,31 @@ impl Participant {
     /// be done because it is finished). Then call [`Self::finished`].
     pub fn replayed(&mut self) -> bool {
         let prepared = self.is_undecided();
-        if self.state != ParticipantState::Committed {
-            self.state = ParticipantState::Committing;
+        if !matches!(self.state, ParticipantState::Committing(_) | ParticipantState::Committed) {
+            self.state = ParticipantState::Committing(false);
         }
         prepared
     }
 
-    /// COMMIT PREPARED or ROLLBACK PREPARED is done.
+    /// COMMIT PREPARED is done and everybody here sees it, but a crash may still undo it: then the
+    /// transaction is prepared again and asks for its outcome again. Whoever waits for readers on
+    /// this node need not wait longer; [`Self::finished`] follows.
+    pub fn visible(&mut self) -> ParticipantStep {
+        match self.state {
+            ParticipantState::Committing(false) => {
+                self.state = ParticipantState::Committing(true);
+                ParticipantStep::TellCommitted
+            }
+            _ => ParticipantStep::Nothing,
+        }
+    }
+
+    /// COMMIT PREPARED or ROLLBACK PREPARED is done, durably.
     pub fn finished(&mut self) -> ParticipantStep {
         match self.state {
-            ParticipantState::Committing => {
+            ParticipantState::Committing(seen) => {
                 self.state = ParticipantState::Committed;
-                ParticipantStep::TellCommitted
+                if seen { ParticipantStep::Nothing } else { ParticipantStep::TellCommitted }
             }
             ParticipantState::RollingBack => {
                 self.state = ParticipantState::Aborted;
@@ -319,6 +334,18 @@ mod tests {
         assert_eq!(p.decided(Decree::Commit), ParticipantStep::Nothing);
         assert_eq!(p.finished(), ParticipantStep::TellCommitted);
         assert_eq!(p.decided(Decree::Commit), ParticipantStep::TellCommitted);
+    }
+
+    #[test]
+    fn a_commit_that_is_seen_is_told_at_once_and_once() {
+        let mut p = Participant::found_prepared();
+        assert_eq!(p.visible(), ParticipantStep::Nothing, "not before it is decided");
+        assert_eq!(p.decided(Decree::Commit), ParticipantStep::Commit);
+        assert_eq!(p.visible(), ParticipantStep::TellCommitted);
+        assert!(!p.is_finished(), "a crash may still undo it");
+        assert_eq!(p.decided(Decree::Commit), ParticipantStep::TellCommitted);
+        assert_eq!(p.finished(), ParticipantStep::Nothing);
+        assert!(p.is_finished());
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub enum Driver {
     GrantLost,
     /// "Durable" is said when a record is written, not when it is flushed.
     UnsyncedIsDurable,
+    /// A peer's commit counts as finished when it is seen, not when it is durable.
+    SeenIsFinished,
     /// The state file is not synced: a crash brings back an older one.
     StateUnsynced,
     /// After a crash transaction numbers begin again.
@@ -157,6 +159,7 @@ pub const CASES: &[Case] = &[
     driver(Driver::CleanAnyNumber, Shape::Referee, 20),
     driver(Driver::GrantLost, Shape::Referee, 500),
     driver(Driver::UnsyncedIsDurable, THREE, 20),
+    driver(Driver::SeenIsFinished, THREE, 2000),
     driver(Driver::StateUnsynced, THREE, 500),
     driver(Driver::NumbersReused, THREE, 50),
     driver(Driver::RollbackIsEvidence, THREE, 1_000),

@@ -69,6 +69,7 @@ impl<'a> Drawing<'a> {
                         | Input::PrepareDurable(_)
                         | Input::CommitDurable(_)
                         | Input::AbortDurable(_)
+                        | Input::Visible(_)
                         | Input::Finished(_)
                         | Input::ApplyFailed(_)
                         | Input::Replay { .. }

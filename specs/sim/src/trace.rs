@@ -96,6 +96,7 @@ const fn input_gid(input: &Input) -> Option<Gid> {
         | Input::PrepareDurable(gid)
         | Input::ApplyFailed(gid)
         | Input::AbortDurable(gid)
+        | Input::Visible(gid)
         | Input::Finished(gid)
         | Input::Replay { gid, .. }
         | Input::Drop(gid)

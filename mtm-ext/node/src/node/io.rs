@@ -55,7 +55,10 @@ pub enum Input {
     ApplyFailed(Gid),
     /// The acceptance of abort is durable.
     AbortDurable(Gid),
-    /// COMMIT PREPARED or ROLLBACK PREPARED is done.
+    /// COMMIT PREPARED is done and every new snapshot here sees it, but a crash may still undo it: the
+    /// transaction would be prepared again then. `Finished` follows.
+    Visible(Gid),
+    /// COMMIT PREPARED or ROLLBACK PREPARED is done, durably.
     Finished(Gid),
     /// One announced transaction waits here for a row that another one holds.
     Conflict {
@@ -192,7 +195,7 @@ pub enum Effect {
     Discard(Gid),
     /// Write the acceptance of abort and flush it, then `AbortDurable`.
     WriteAbort(Gid),
-    /// COMMIT PREPARED, then `Finished`.
+    /// COMMIT PREPARED, then `Finished`; before that `Visible`, if it is seen before it is durable.
     CommitPrepared(Gid),
     /// ROLLBACK PREPARED, then `Finished`.
     RollbackPrepared(Gid),

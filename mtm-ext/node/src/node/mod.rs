@@ -137,7 +137,7 @@ impl<'a> Node<'a> {
             Role::Peer(p) if p.is_undecided() => {
                 Some((*gid, p.state() != ParticipantState::Prepared))
             }
-            Role::Peer(p) if p.state() == ParticipantState::Committing => Some((*gid, false)),
+            Role::Peer(p) if matches!(p.state(), ParticipantState::Committing(_)) => Some((*gid, false)),
             Role::Peer(_) | Role::Own(_) => None,
         })
     }
@@ -158,7 +158,7 @@ impl<'a> Node<'a> {
                     _ => Found::AnnouncedOnly { local: entry.local },
                 },
                 Role::Peer(p) => match p.state() {
-                    ParticipantState::Committing | ParticipantState::Committed => Found::Committed,
+                    ParticipantState::Committing(_) | ParticipantState::Committed => Found::Committed,
                     ParticipantState::Aborted => Found::Aborted,
                     // Still prepared, perhaps: then the restarted node must not hold it.
                     ParticipantState::RollingBack => Found::AbortAccepted { prepared: true },
@@ -349,6 +349,7 @@ impl Machine for Node<'_> {
             Input::PrepareDurable(gid) => self.prepare_durable(now, gid, out)?,
             Input::ApplyFailed(gid) => self.apply_failed(now, gid, out),
             Input::AbortDurable(gid) => self.abort_durable(now, gid, out),
+            Input::Visible(gid) => self.visible(gid, out),
             Input::Finished(gid) => self.finished(gid, out),
             Input::Conflict { waiter, holder } => self.conflict(waiter, holder, out),
             Input::Replay { num, gid } => self.replay(num, gid, out),

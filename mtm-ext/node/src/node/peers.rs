@@ -188,6 +188,12 @@ impl Node<'_> {
         }
     }
 
+    pub(super) fn visible(&mut self, gid: Gid, out: &mut Outbox<Effect>) {
+        let Some(peer) = self.participant(gid) else { return };
+        let step = peer.visible();
+        self.peer_step(gid, step, false, out);
+    }
+
     pub(super) fn finished(&mut self, gid: Gid, out: &mut Outbox<Effect>) {
         let Some(peer) = self.participant(gid) else { return };
         let step = peer.finished();

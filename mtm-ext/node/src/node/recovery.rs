@@ -84,7 +84,7 @@ impl Node<'_> {
             Role::Peer(peer) => {
                 let finished = matches!(
                     peer.state(),
-                    ParticipantState::Committing | ParticipantState::Committed
+                    ParticipantState::Committing(_) | ParticipantState::Committed
                 );
                 if refused && peer.state() == ParticipantState::Refused {
                     out.push(Effect::Skip(gid));

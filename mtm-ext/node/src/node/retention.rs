@@ -122,7 +122,7 @@ fn is_finished(gid: &Gid, entry: &Entry, origin: Xid) -> bool {
             | ParticipantState::Prepared
             | ParticipantState::AbortPending(_)
             | ParticipantState::AbortAccepted(true)
-            | ParticipantState::Committing
+            | ParticipantState::Committing(_)
             | ParticipantState::RollingBack => false,
         },
     }

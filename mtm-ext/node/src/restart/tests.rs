@@ -34,7 +34,7 @@ fn found(
     committed: &[u64],
 ) -> Vec<(Gid, Found)> {
     let mut restart = Restart::new(&checkpoint(remembered));
-    words.iter().for_each(|word| restart.read(*word));
+    words.iter().for_each(|word| drop(restart.read(*word)));
     let prepared = prepared.iter().copied().collect();
     restart.finish(&prepared, |xid| committed.contains(&xid.0))
 }
@@ -53,6 +53,32 @@ fn an_own_transaction_is_announced_until_its_commit_is_found() {
     // Another transaction's commit is none of its.
     let other = [words[0], words[1], Word::Committed { xid: 901, gid: None }];
     assert_eq!(found(&[], &other, &[], &[]), [(own, only_announced(own))]);
+}
+
+/// What is open after these records.
+fn open(words: &[Word]) -> Vec<Gid> {
+    let mut restart = Restart::new(&checkpoint(&[]));
+    words.iter().for_each(|word| drop(restart.read(*word)));
+    restart.open().iter().copied().collect()
+}
+
+#[test]
+fn what_is_kept_open_is_open_until_it_ends() {
+    let (one, other) = (gid(2, 7), gid(3, 7));
+    let opened = Word::Opened { xid: 50, gid: one };
+    assert_eq!(open(&[opened]), [one]);
+    // The commit record of the local transaction has no name of its own.
+    assert_eq!(open(&[opened, Word::Committed { xid: 50, gid: None }]), []);
+    assert_eq!(open(&[opened, Word::Committed { xid: 51, gid: None }]), [one]);
+    assert_eq!(open(&[opened, Word::Closed(one)]), []);
+    assert_eq!(open(&[opened, Word::Closed(other)]), [one]);
+    // Applied again after a crash, prepared, and committed then.
+    assert_eq!(open(&[opened, Word::Committed { xid: 60, gid: Some(one) }]), []);
+    // An accepted abort leaves it where it is, as it leaves what is prepared.
+    assert_eq!(open(&[opened, Word::AbortAccepted(one)]), [one]);
+    // A number of the server is used once; a name may come again after it was closed.
+    let again = Word::Opened { xid: 70, gid: one };
+    assert_eq!(open(&[opened, Word::Closed(one), again]), [one]);
 }
 
 #[test]
@@ -228,7 +254,7 @@ fn any_found() -> impl Strategy<Value = Found> {
 fn announcements_go_on_above_every_number_that_was_ever_durable() {
     let next = |saved: &Checkpoint, words: &[Word]| {
         let mut restart = Restart::new(saved);
-        words.iter().for_each(|word| restart.read(*word));
+        words.iter().for_each(|word| drop(restart.read(*word)));
         restart.next()
     };
     let mut saved = checkpoint(&[]);
@@ -268,7 +294,7 @@ proptest! {
     ) {
         let list: Vec<_> = remembered.iter().map(|(gid, found)| (*gid, *found)).collect();
         let mut restart = Restart::new(&checkpoint(&list));
-        words.iter().for_each(|word| restart.read(*word));
+        words.iter().for_each(|word| drop(restart.read(*word)));
         let all = restart.finish(&prepared, |xid| committed.contains(&xid.0));
         let all: BTreeMap<_, _> = all.into_iter().collect();
         for (origin, xid) in (1..=3).flat_map(|o| (0..3).map(move |x| (o, x))) {

@@ -1,12 +1,15 @@
 //! What a node writes about transactions into its own write-ahead log, and how it is read again:
 //! by the node itself when it restarts, and by peers that recover from it.
 //!
-//! Every record is a logical message; its prefix says which. All but the marker are
-//! non-transactional: they are in the log whatever becomes of a transaction. Layouts:
+//! Every record is a logical message; its prefix says which. All but `mtm-marker` and `mtm-user`
+//! are non-transactional: they are in the log whatever becomes of a transaction. Layouts:
 //!
 //! ```text
 //! mtm                see crate::announcement
 //! mtm-marker         gid (17 bytes); transactional, belongs to the transaction it names
+//! mtm-user           version u8 = 1 | gid | decided u8 | owner with its length u32 | operation;
+//!                    transactional, belongs to the transaction it speaks of
+//! mtm-user-prepared  version u8 = 1 | gid | operation
 //! mtm-abort          gid
 //! mtm-installed      gid | abort accepted u8
 //! mtm-parallel-safe  version u8 = 1 | generation u64 | n u32 | n times (gid | abort accepted u8)
@@ -16,7 +19,7 @@
 
 use crate::announcement::{
     ABORT_PREFIX, Announcement, INSTALLED_PREFIX, MARKER_PREFIX, PARALLEL_SAFE_PREFIX, PREFIX,
-    SYNCPOINT_PREFIX,
+    SYNCPOINT_PREFIX, USER_PREFIX, USER_PREPARED_PREFIX,
 };
 use mtm_core::wire::{DecodeError, DecodeErrorKind, Reader, Writer};
 use mtm_core::{GenNum, Gid, MAX_NODES, Xid};
@@ -57,7 +60,7 @@ fn version(r: &mut Reader<'_>, of: &'static str) -> Result<(), DecodeError> {
     if r.u8()? == VERSION { Ok(()) } else { Err(unknown) }
 }
 
-/// From here on the writer prepares nothing of earlier generations: who has replayed everything
+/// From here on the writer prepares nothing of earlier generations: who has decided everything
 /// up to here, and holds what the writer held, lacks nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ParallelSafe {
@@ -165,6 +168,75 @@ impl Installed {
     }
 }
 
+/// What a transaction of the cluster does to a user's two-phase transaction. Written after its
+/// name is held on the writing node, and before the announcement, PREPARE or commit.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UserWork {
+    /// The transaction that does it.
+    pub gid: Gid,
+    /// It is decided before it is prepared here: on its origin, and in recovery. So what is found
+    /// prepared with this is user-prepared.
+    pub decided: bool,
+    /// Who owns what is prepared; empty where nothing is.
+    pub owner: String,
+    /// The operation, written and read elsewhere.
+    pub operation: Vec<u8>,
+}
+
+impl UserWork {
+    /// Appends the record's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let mut w = Writer::new(out);
+        w.u8(VERSION);
+        self.gid.encode(&mut w);
+        w.u8(u8::from(self.decided));
+        w.str(&self.owner);
+        w.raw(&self.operation);
+    }
+
+    /// Reads a record that fills `bytes`.
+    ///
+    /// # Errors
+    /// When the bytes are not exactly one record of a known version.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(bytes);
+        version(&mut r, "user's work version")?;
+        let (gid, decided) = (Gid::decode(&mut r)?, flag(&mut r)?);
+        let owner = r.str()?.to_owned();
+        Ok(Self { gid, decided, owner, operation: r.take(r.remaining())?.to_vec() })
+    }
+}
+
+/// What this first operation did is committed here: its user's transaction is prepared, for as long
+/// as he likes. In the writer's log this is the operation's commit.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UserPrepared {
+    /// The first operation.
+    pub gid: Gid,
+    /// It once more, so that a reader knows the name.
+    pub operation: Vec<u8>,
+}
+
+impl UserPrepared {
+    /// Appends the record's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let mut w = Writer::new(out);
+        w.u8(VERSION);
+        self.gid.encode(&mut w);
+        w.raw(&self.operation);
+    }
+
+    /// Reads a record that fills `bytes`.
+    ///
+    /// # Errors
+    /// When the bytes are not exactly one record of a known version.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(bytes);
+        version(&mut r, "user-prepared version")?;
+        Ok(Self { gid: Gid::decode(&mut r)?, operation: r.take(r.remaining())?.to_vec() })
+    }
+}
+
 /// One of our messages in a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
@@ -172,6 +244,10 @@ pub enum Entry {
     Announced(Announcement),
     /// The transaction to which this record belongs has this name.
     Marker(Gid),
+    /// What the transaction to which this record belongs does to a user's.
+    User(UserWork),
+    /// A user's transaction is user-prepared.
+    UserPrepared(UserPrepared),
     /// The writer accepts abort of the transaction.
     AbortAccepted(Gid),
     /// Recovery installed the transaction.
@@ -190,6 +266,8 @@ impl Entry {
             prefix,
             PREFIX
                 | MARKER_PREFIX
+                | USER_PREFIX
+                | USER_PREPARED_PREFIX
                 | ABORT_PREFIX
                 | INSTALLED_PREFIX
                 | PARALLEL_SAFE_PREFIX
@@ -205,6 +283,8 @@ impl Entry {
         Ok(Some(match prefix {
             PREFIX => Self::Announced(Announcement::decode(content)?),
             MARKER_PREFIX => Self::Marker(gid_from_bytes(content)?),
+            USER_PREFIX => Self::User(UserWork::decode(content)?),
+            USER_PREPARED_PREFIX => Self::UserPrepared(UserPrepared::decode(content)?),
             ABORT_PREFIX => Self::AbortAccepted(gid_from_bytes(content)?),
             INSTALLED_PREFIX => Self::Installed(Installed::decode(content)?),
             PARALLEL_SAFE_PREFIX => Self::ParallelSafe(ParallelSafe::decode(content)?),
@@ -220,9 +300,11 @@ mod tests {
     use mtm_core::{LocalXid, NodeId};
     use proptest::prelude::*;
 
-    const PREFIXES: [&str; 6] = [
+    const PREFIXES: [&str; 8] = [
         PREFIX,
         MARKER_PREFIX,
+        USER_PREFIX,
+        USER_PREPARED_PREFIX,
         ABORT_PREFIX,
         INSTALLED_PREFIX,
         PARALLEL_SAFE_PREFIX,
@@ -246,6 +328,13 @@ mod tests {
                 Entry::Announced(Announcement { gid, xid: LocalXid(xid), children })
             }),
             any_gid().prop_map(Entry::Marker),
+            (any_gid(), any::<bool>(), "\\PC{0,20}", prop::collection::vec(any::<u8>(), 0..20))
+                .prop_map(|(gid, decided, owner, operation)| {
+                    Entry::User(UserWork { gid, decided, owner, operation })
+                }),
+            (any_gid(), prop::collection::vec(any::<u8>(), 0..20))
+                .prop_map(|(gid, operation)| UserPrepared { gid, operation })
+                .prop_map(Entry::UserPrepared),
             any_gid().prop_map(Entry::AbortAccepted),
             (any_gid(), any::<bool>())
                 .prop_map(|(gid, accepted_abort)| Installed { gid, accepted_abort })
@@ -266,6 +355,14 @@ mod tests {
                 PREFIX
             }
             Entry::Marker(gid) => return (MARKER_PREFIX, gid_bytes(gid)),
+            Entry::User(work) => {
+                work.encode(&mut out);
+                USER_PREFIX
+            }
+            Entry::UserPrepared(prepared) => {
+                prepared.encode(&mut out);
+                USER_PREPARED_PREFIX
+            }
             Entry::AbortAccepted(gid) => return (ABORT_PREFIX, gid_bytes(gid)),
             Entry::Installed(installed) => {
                 installed.encode(&mut out);
@@ -288,7 +385,12 @@ mod tests {
         fn entries_round_trip_and_cut_or_longer_ones_are_errors(entry in any_entry()) {
             let (prefix, mut bytes) = bytes_of(&entry);
             prop_assert!(Entry::is_prefix(prefix));
+            // An operation fills the rest, whatever it is.
+            let fills = matches!(entry, Entry::User(_) | Entry::UserPrepared(_));
             prop_assert_eq!(Entry::decode(prefix, &bytes), Ok(Some(entry)));
+            if fills {
+                return Ok(());
+            }
             for cut in 0..bytes.len() {
                 prop_assert!(Entry::decode(prefix, &bytes[..cut]).is_err());
             }

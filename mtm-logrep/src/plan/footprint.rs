@@ -129,7 +129,8 @@ pub fn footprint(
                 }
             }
             RowMessage::Ddl(_) => footprint.touch_everything(),
-            RowMessage::Subxact(_) => {}
+            // Names are held apart from rows.
+            RowMessage::Subxact(_) | RowMessage::User(_) => {}
         }
     }
     Ok(footprint)

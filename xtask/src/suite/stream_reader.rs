@@ -60,7 +60,7 @@ impl Event {
         let mut counts = BTreeMap::new();
         for message in RowReader::new(&self.payload) {
             let kind = match message? {
-                RowMessage::Relation(_) | RowMessage::Subxact(_) => continue,
+                RowMessage::Relation(_) | RowMessage::Subxact(_) | RowMessage::User(_) => continue,
                 RowMessage::Insert { .. } => '+',
                 RowMessage::Update { .. } => '~',
                 RowMessage::Delete { .. } => '-',
@@ -96,6 +96,8 @@ impl Event {
                     }
                 }
                 RowMessage::Ddl(_) => out.push('!'),
+                // Names are none of the rows.
+                RowMessage::User(_) => {}
                 RowMessage::Subxact(_) => bail!("subtransactions are told apart"),
             }
         }

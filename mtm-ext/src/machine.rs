@@ -14,9 +14,10 @@ use crate::dmq;
 use crate::pg::shmem::{self, Backend, NodeState};
 use crate::pg::{message, proc};
 use core::sync::atomic::Ordering;
-use mtm_core::{Gid, LocalXid, Machine, NodeSet, Outbox};
+use mtm_core::{Gid, LocalXid, Machine, Outbox};
 use mtm_generations::Input as Generation;
 use mtm_logrep::journal;
+use mtm_node::user::{Obstacle, Operation};
 use mtm_node::{Effect, Input, Node, PeerMessage, Role};
 use std::collections::VecDeque;
 
@@ -42,11 +43,23 @@ pub fn generation(input: Generation) -> Vec<Effect> {
     feed(Input::Generation(input))
 }
 
-/// Announces this process' transaction; its place is taken in the same step in which it is stamped
-/// and numbered.
-pub fn announce(xid: LocalXid) -> Option<Effect> {
+/// Announces this process' transaction; its place is taken, and the name that its operation on a
+/// user's transaction needs, in the same step in which it is stamped and numbered.
+///
+/// # Errors
+/// When the name is not free for it: nothing is announced.
+pub fn announce(xid: LocalXid, operation: Option<Operation>) -> Result<Option<Effect>, Obstacle> {
     let answers = |e: &Effect| matches!(e, Effect::WriteAnnouncement(_) | Effect::Rejected(..));
-    feed(Input::Announce(xid)).into_iter().find(answers)
+    let prepare = |state: &mut NodeState| state.mine().operation = operation;
+    let effect = feed_after(Input::Announce(xid), prepare).into_iter().find(answers);
+    if operation.is_some()
+        && let Some(Effect::WriteAnnouncement(gid)) = effect
+        && let Some(obstacle) = shmem::node(|state| state.mine().obstacle)
+    {
+        feed_after(Input::AnnouncementFailed(gid), |state| state.occupy(None));
+        return Err(obstacle);
+    }
+    Ok(effect)
 }
 
 /// Steps the machine after `note`, in one locked section with it.
@@ -169,7 +182,16 @@ fn route(
     for effect in effects {
         match effect {
             // It answers the input of the process whose transaction it is.
-            Effect::WriteAnnouncement(gid) => state.occupy(Some(*gid)),
+            Effect::WriteAnnouncement(gid) => {
+                let (operation, input) = (state.mine().operation, input);
+                state.occupy(Some(*gid));
+                if let (Some(operation), Input::Announce(xid)) = (operation, input) {
+                    let mut users = state.users();
+                    let held = users.hold(*gid, &operation);
+                    users.known_as(gid, xid.short());
+                    state.mine().obstacle = held.err();
+                }
+            }
             Effect::WriteCommit(gid) => tell_backend(state, gid, wakes, |b| b.commit = true),
             Effect::Answer(gid, outcome) => {
                 tell_backend(state, gid, wakes, |b| b.outcome = Some(*outcome));
@@ -274,9 +296,4 @@ pub fn log_abort_accepted(gid: &Gid) {
     let mut content = Vec::with_capacity(Gid::PREFIX.len() + 20);
     gid.encode(&mut mtm_core::wire::Writer::new(&mut content));
     message::flush(message::log(c"mtm-abort", &content, false));
-}
-
-/// Members of the current generation; none while there is no machine.
-pub fn members() -> NodeSet {
-    look(|node| node.membership().current().generation.members).unwrap_or_default()
 }

@@ -4,13 +4,13 @@ use super::{Error, checkpoint};
 use crate::pg::sqlrun;
 use crate::pg::walscan::{self, Item};
 use crate::pg::xact::{self, XidStatus};
+use crate::users;
 use mtm_core::wire::DecodeError;
 use mtm_core::{Gid, LocalXid, Lsn, NodeId, Xid};
 use mtm_logrep::journal::Entry;
-use mtm_node::restart::{Restart, Word};
+use mtm_node::restart::{Findings, FoundUser, Prepared, Restart, Word};
 use mtm_node::{Below, Found};
 use pgrx::spi::Spi;
-use std::collections::BTreeSet;
 
 /// What to feed to the machine before `ScanComplete`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct Start {
     pub next: Xid,
     /// For `Found`, each once, in the order of gids.
     pub found: Vec<(Gid, Found)>,
+    /// Users' two-phase transactions.
+    pub users: Vec<FoundUser>,
     /// Where the log was read from: the last checkpoint's start.
     pub from: Lsn,
     /// Where it was read to.
@@ -51,9 +53,9 @@ pub(super) fn found_at_start(me: NodeId, cluster: u64) -> Result<Start, Error> {
         return Err(Error::unusable(checkpoint::FILE, why));
     }
     let next = restart.next();
-    let found = restart.finish(&prepared(), is_committed);
+    let Findings { found, users } = restart.finish(&prepared(), is_committed);
     let (forgotten, from) = (saved.forgotten, saved.start);
-    Ok(Start { forgotten, next, found, from, to: scanned.to, records: scanned.records })
+    Ok(Start { forgotten, next, found, users, from, to: scanned.to, records: scanned.records })
 }
 
 /// What a record says about a transaction's fate, if anything.
@@ -68,6 +70,11 @@ fn word_of(item: Item<'_>) -> Result<Option<Word>, DecodeError> {
                 Some(Word::Announced { gid: announced.gid, local: announced.xid })
             }
             Some(Entry::Marker(gid)) => Some(Word::Marked { xid, gid }),
+            Some(Entry::User(work)) => {
+                let (gid, operation) = (work.gid, users::operation(&work.operation)?);
+                Some(Word::User { xid, gid, operation, decided: work.decided })
+            }
+            Some(Entry::UserPrepared(prepared)) => Some(Word::UserPrepared(prepared.gid)),
             Some(Entry::AbortAccepted(gid)) => Some(Word::AbortAccepted(gid)),
             Some(Entry::Installed(installed)) => Some(Word::Installed {
                 gid: installed.gid,
@@ -79,17 +86,21 @@ fn word_of(item: Item<'_>) -> Result<Option<Word>, DecodeError> {
     })
 }
 
-/// Transactions of the cluster that are prepared now.
-fn prepared() -> BTreeSet<Gid> {
-    let gids: Vec<String> = sqlrun::in_transaction(|| {
+/// What is prepared now.
+fn prepared() -> Prepared {
+    let all: Vec<(Option<String>, i64)> = sqlrun::in_transaction(|| {
         Spi::connect(|client| {
-            let sql = "SELECT gid FROM pg_catalog.pg_prepared_xacts \
+            let sql = "SELECT CASE WHEN pg_catalog.starts_with(gid, 'MTM-') THEN gid END, \
+                       transaction::pg_catalog.text::pg_catalog.int8 \
+                       FROM pg_catalog.pg_prepared_xacts \
                        WHERE database = pg_catalog.current_database()";
             let rows = client.select(sql, None, &[]).expect("a plain query");
-            rows.filter_map(|row| row.get::<String>(1).ok().flatten()).collect()
+            rows.filter_map(|row| Some((row.get(1).ok()?, row.get(2).ok()??))).collect()
         })
     });
-    gids.iter().filter_map(|text| text.parse().ok()).collect()
+    let gids = all.iter().filter_map(|(text, _)| text.as_ref()?.parse().ok()).collect();
+    let local = all.iter().filter_map(|(_, local)| u32::try_from(*local).ok()).collect();
+    Prepared { gids, local }
 }
 
 /// Whether the commit log shows this node's own transaction committed. What it has dropped was

@@ -4,11 +4,12 @@
 use crate::pg::{bgworker, message, proc, shmem, sqlrun, wal, xact};
 use crate::{cluster, dmq, durable, guc, health, machine};
 use core::sync::atomic::Ordering;
-use mtm_core::{Instant, Lsn, Machine, NodeId, NodeSet, Xid};
+use mtm_core::{Gid, Instant, Lsn, Machine, NodeId, NodeSet, Xid};
 use mtm_generations::{Input as Generation, Membership, Record, StatusInGeneration, Timing};
 use mtm_logrep::journal::Forgotten;
 use mtm_node::wire::Wire;
-use mtm_node::{Core, Input, Node};
+use mtm_node::user::User;
+use mtm_node::{Core, Input, Node, SavedUser};
 use pgrx::{PgSqlErrorCode, ereport};
 
 /// Unanswered questions about transactions are asked again after so long.
@@ -112,6 +113,7 @@ fn begin(me: NodeId) {
     for (gid, found) in start.found {
         machine::feed(Input::Found { gid, found });
     }
+    super::users::restore(&start.users);
     pgrx::log!("multimaster: {n} transactions from before the start are known");
     machine::feed(Input::ScanComplete { next: start.next });
     header.started.store(1, Ordering::Release);
@@ -250,13 +252,16 @@ impl Campaigner {
 
     fn take_checkpoint(&mut self, now: Instant) {
         let start = wal::inserted();
-        let saved = machine::look(|node| {
-            let found = node.remembered().map(Iterator::collect::<Vec<_>>)?;
-            Some((found, *node.forgotten(), node.next_number(), seen(node)))
+        let saved = shmem::node(|state| {
+            let users = saved_users(state);
+            state.node().map(|node| {
+                let found = node.remembered().map(Iterator::collect::<Vec<_>>)?;
+                Some((found, users, *node.forgotten(), node.next_number(), seen(&node)))
+            })
         });
         match saved {
-            Some(Some((found, forgotten, next, seen))) => {
-                durable::take_checkpoint(found, forgotten, next, start);
+            Some(Some((found, users, forgotten, next, seen))) => {
+                durable::take_checkpoint(found, users, forgotten, next, start);
                 self.saved = seen;
                 self.checkpoint = now.plus_us(CHECKPOINT_US);
             }
@@ -265,6 +270,17 @@ impl Campaigner {
             None => self.checkpoint = now.plus_us(CHECKPOINT_US),
         }
     }
+}
+
+/// Users' transactions as a restart must know them.
+fn saved_users(state: &mut shmem::NodeState) -> Vec<SavedUser> {
+    let users = state.users();
+    let saved = |(first, user): (&Gid, &User)| {
+        let User { name, local, stage } = *user;
+        SavedUser { first: *first, name, local, stage }
+    };
+    let all = users.iter().map(saved).collect();
+    all
 }
 
 /// How many transactions this node has had to do with, about: their numbers are consecutive.

@@ -11,15 +11,17 @@ use crate::health::{self, Cause};
 use crate::machine;
 use crate::pg::bgworker::{self, Caught};
 use crate::pg::rows::Applier;
-use crate::pg::{message, proc, shmem, sqlrun, twophase, wal, xact};
+use crate::pg::{message, proc, shmem, twophase, wal, xact};
+use crate::users::{self, Work};
 use core::panic::AssertUnwindSafe;
 use core::sync::atomic::Ordering;
 use mtm_core::{GenNum, Gid, Instant, Lsn, NodeId, Xid};
 use mtm_generations::{Input as Generation, StatusInGeneration};
 use mtm_logrep::journal::Installed;
 use mtm_logrep::stream::StreamMessage;
+use mtm_node::user::{Obstacle, Operation};
 use mtm_node::{Effect, Input};
-use pgrx::spi::Spi;
+use mtm_paxos::commit::Decree;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
@@ -29,6 +31,8 @@ const BATCH: usize = 128;
 const MAX_WAITING: usize = 1024;
 /// After an error, the same transaction is tried again after so long.
 const AGAIN_US: u64 = 1_000_000;
+/// How often to look whether a name is free.
+const NAME_US: u64 = 10_000;
 
 /// What the stream brings, in its order.
 enum Event {
@@ -60,6 +64,8 @@ pub struct Replay {
     applied: Lsn,
     not_before: Instant,
     complained: String,
+    /// Holds the name that a replayed operation on a user's transaction needs.
+    in_the_way: Option<Gid>,
 }
 
 impl Replay {
@@ -84,6 +90,7 @@ impl Replay {
             applied: from,
             not_before: Instant(0),
             complained: String::new(),
+            in_the_way: None,
         }
     }
 
@@ -215,9 +222,6 @@ impl Replay {
     /// Whether this node has no vote on this transaction. What it must vote on comes again when
     /// the stream is read from here in the ordinary way.
     fn may_pass(gid: &Gid) -> bool {
-        if crate::cluster::is_users(gid) {
-            return true;
-        }
         let view = machine::look(|node| {
             let membership = node.membership();
             (membership.current().generation.num, membership.status_in_generation())
@@ -233,9 +237,6 @@ impl Replay {
     }
 
     fn commit(&mut self, gid: &Gid, task: Option<&Task>) -> bool {
-        if crate::cluster::is_users(gid) {
-            return self.commit_users(gid, task);
-        }
         let num = Self::generation();
         for effect in machine::feed_here(Input::Replay { num, gid: *gid }) {
             match effect {
@@ -268,6 +269,9 @@ impl Replay {
             xact::unmark_commit_record();
             let Err(caught) = result else { break };
             twophase::abort();
+            if let Some(holder) = self.in_the_way.take() {
+                free_name(holder);
+            }
             // Making way cancels whoever is in the way, this process too if it was just waiting.
             if &caught.sqlstate != b"57014" {
                 self.complain(&caught);
@@ -307,15 +311,46 @@ impl Replay {
         }
     }
 
-    /// One transaction with its rows and its name, committed but not durably.
+    /// One transaction with its rows and its name, committed but not durably. An operation on a
+    /// user's transaction is done to its end.
     fn apply_committed(&mut self, gid: &Gid, task: &[u8]) {
-        xact::begin();
-        self.apply_rows(gid, task);
-        xact::mark_origin(Lsn(0));
-        xact::commit();
+        twophase::begin();
+        let Some(work) = self.apply_rows(gid, task) else {
+            xact::mark_origin(Lsn(0));
+            return twophase::commit();
+        };
+        self.hold(gid, &work);
+        users::write(gid, &work, true);
+        match work.operation {
+            Operation::Prepare(_) => {
+                work.prepare(gid);
+                users::note_prepared(gid, &work.operation);
+            }
+            Operation::Finish { first, decree } => {
+                xact::mark_origin(Lsn(0));
+                twophase::commit();
+                users::end_users(&first, decree);
+            }
+        }
+        shmem::node(|state| state.end_operation(gid, Decree::Commit));
     }
 
-    fn apply_rows(&mut self, gid: &Gid, task: &[u8]) {
+    /// Takes the name that an operation needs; an ERROR after which it is tried again when it is
+    /// not free.
+    fn hold(&mut self, gid: &Gid, work: &Work) {
+        match users::hold(gid, &work.operation, xact::assign_number().short()) {
+            Ok(()) => {}
+            Err(Obstacle::Busy(holder)) => {
+                self.in_the_way = Some(holder);
+                bgworker::raise("57014", "another transaction holds the name", "");
+            }
+            Err(obstacle) => {
+                users::raise(&work.operation, users::name_of(&work.operation), obstacle);
+            }
+        }
+    }
+
+    fn apply_rows(&mut self, gid: &Gid, task: &[u8]) -> Option<Work> {
         xact::mark_origin(Lsn(0));
         crate::hook::commit::write_marker(gid);
         xact::mark_rows_of(gid.origin);
@@ -328,24 +363,7 @@ impl Replay {
             Err(error) => pgrx::error!("malformed rows in recovery: {error}"),
         }
         applier.finish();
-    }
-
-    /// A user's own two-phase transaction: not the machine's.
-    fn commit_users(&mut self, gid: &Gid, task: Option<&Task>) -> bool {
-        let me = shmem::header().me();
-        if Some(gid.origin) == me || is_committed_users(gid) {
-            return true;
-        }
-        if is_prepared(gid) {
-            self.flush();
-            twophase::finish(&gid.to_string(), true);
-            return true;
-        }
-        if let Some(task) = task {
-            let bytes = task.bytes.clone();
-            self.until_done(|replay| replay.apply_committed(gid, &bytes));
-        }
-        true
+        applier.work()
     }
 
     fn parallel_safe(&mut self, num: GenNum, held: &[(Gid, bool)]) -> bool {
@@ -391,15 +409,23 @@ impl Replay {
 
     /// The donor holds it, undecided: so does this node from now on.
     fn install(&mut self, gid: &Gid, accepted_abort: bool) {
-        if !is_prepared(gid) {
+        if !users::is_prepared(gid) {
             let Some(bytes) = self.held.get(gid).map(|task| task.bytes.clone()) else {
                 pgrx::error!("rows of undecided transaction {gid} have not come from the donor");
             };
             self.until_done(|replay| {
                 twophase::begin();
-                replay.apply_rows(gid, &bytes);
-                xact::mark_origin(Lsn(0));
-                twophase::prepare(&gid.to_string());
+                match replay.apply_rows(gid, &bytes) {
+                    Some(work) => {
+                        replay.hold(gid, &work);
+                        users::write(gid, &work, false);
+                        work.prepare(gid);
+                    }
+                    None => {
+                        xact::mark_origin(Lsn(0));
+                        twophase::prepare(gid.to_string());
+                    }
+                }
             });
         }
         let mut content = Vec::new();
@@ -449,23 +475,16 @@ impl Drop for Replay {
     }
 }
 
-/// Whether a transaction of this name is prepared here.
-fn is_prepared(gid: &Gid) -> bool {
-    let gid = gid.to_string();
-    sqlrun::in_transaction(|| {
-        Spi::connect(|client| {
-            let query = "SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE gid = $1";
-            let rows = client.select(query, Some(1), &[gid.as_str().into()]);
-            !rows.expect("a plain query").is_empty()
-        })
-    })
-}
-
-/// Whether a user's transaction of another node is known to be committed here.
-fn is_committed_users(gid: &Gid) -> bool {
-    shmem::participants(|table| {
-        table.get_mut(gid).is_some_and(|part| {
-            part.participant.state() == mtm_paxos::commit::ParticipantState::Committed
-        })
-    })
+/// Makes whoever holds a name let go of it: what is undecided is dropped, a session that waits for
+/// an outcome stops waiting, and what is just being ended is waited for.
+fn free_name(holder: Gid) {
+    for effect in machine::feed(Input::Drop(holder)) {
+        if let Effect::DropPrepared(gid) = effect {
+            resolver::drop_prepared(&gid);
+        }
+    }
+    if let Some(procno) = shmem::node(|state| state.backend_of(&holder).map(|(procno, _)| procno)) {
+        proc::cancel(procno);
+    }
+    proc::wait(None, Some(NAME_US));
 }

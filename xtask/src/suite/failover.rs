@@ -21,7 +21,7 @@ checks!("failover":
 
 /// The survivors go on within this time, on a busy machine, too; how long it really took is
 /// printed. The default heartbeat timeout is 2 s.
-const GO_ON_WITHIN: Duration = Duration::from_secs(15);
+pub(super) const GO_ON_WITHIN: Duration = Duration::from_secs(15);
 /// Who comes back is online by itself within this time.
 const BACK_WITHIN: Duration = Duration::from_secs(60);
 
@@ -30,7 +30,7 @@ fn seconds(time: Duration) -> String {
 }
 
 /// Waits until a node says that it is online.
-fn is_online(a: &Arena, id: usize) -> Result<()> {
+pub(super) fn is_online(a: &Arena, id: usize) -> Result<()> {
     until(&format!("node {id} is online by itself"), BACK_WITHIN, || {
         let status = a.cluster.status(a.cluster.node(id)?);
         ensure!(status == "online", "node {id} is {status}: {}", reason(a, id));

@@ -72,6 +72,15 @@ impl Event {
         Ok(counts)
     }
 
+    /// How often it says what the transaction does to a user's two-phase transaction.
+    pub(super) fn names(&self) -> Result<usize> {
+        let mut names = 0;
+        for message in RowReader::new(&self.payload) {
+            names += usize::from(matches!(message?, RowMessage::User(_)));
+        }
+        Ok(names)
+    }
+
     /// The new rows in words: `+table(1,text)`.
     pub(super) fn rows(&self) -> Result<String> {
         let mut tables: Vec<Relation<'_>> = Vec::new();

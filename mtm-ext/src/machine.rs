@@ -86,7 +86,7 @@ fn run(input: Input, finisher: Finisher, before: impl FnOnce(&mut NodeState)) ->
                 before(state);
             }
             let now = proc::now();
-            let Some(mut node) = state.node() else { return Ok(Vec::new()) };
+            let Some(mut node) = state.node() else { return Ok(Default::default()) };
             let step = node.step(now, input, &mut out);
             let safe = |e: &Effect| matches!(e, Effect::WriteParallelSafe(_));
             let held: Vec<(Gid, bool)> =
@@ -96,10 +96,13 @@ fn run(input: Input, finisher: Finisher, before: impl FnOnce(&mut NodeState)) ->
                 shmem::header().serving_until_us.store(0, Ordering::Release);
             }
             route(state, input, out.as_slice(), finisher, &mut wakes);
-            step.map(|()| held)
+            let table = state.users();
+            let local = |(gid, _): &(Gid, bool)| Some((*gid, table.get(gid)?.local));
+            let users: Vec<_> = held.iter().filter_map(local).collect();
+            step.map(|()| (held, users))
         });
         wakes.wake();
-        let held = match step {
+        let (held, users) = match step {
             Ok(held) => held,
             Err(misuse) => {
                 pgrx::ereport!(
@@ -118,7 +121,8 @@ fn run(input: Input, finisher: Finisher, before: impl FnOnce(&mut NodeState)) ->
                 }
                 Effect::WriteParallelSafe(num) => {
                     let mut content = Vec::new();
-                    journal::ParallelSafe { num, held: held.clone() }.encode(&mut content);
+                    let (held, users) = (held.clone(), users.clone());
+                    journal::ParallelSafe { num, held, users }.encode(&mut content);
                     message::flush(message::log(c"mtm-parallel-safe", &content, false));
                     inputs.push_back(Input::Generation(Generation::ParallelSafe(num)));
                 }

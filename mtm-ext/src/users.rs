@@ -76,10 +76,11 @@ pub fn write(gid: &Gid, work: &Work, decided: bool) {
     message::log(c"mtm-user", &content, true);
 }
 
-/// Notes durably that a user's transaction is user-prepared: the commit of this first operation.
-pub fn note_prepared(gid: &Gid, operation: &Operation) {
+/// Notes durably that a user's transaction is user-prepared, under this number in this server: the
+/// commit of this first operation.
+pub fn note_prepared(gid: &Gid, operation: &Operation, local: u32) {
     let mut content = Vec::new();
-    UserPrepared { gid: *gid, operation: bytes_of(operation) }.encode(&mut content);
+    UserPrepared { gid: *gid, local, operation: bytes_of(operation) }.encode(&mut content);
     message::flush(message::log(c"mtm-user-prepared", &content, false));
 }
 
@@ -101,7 +102,9 @@ pub fn hold(gid: &Gid, operation: &Operation, local: u32) -> Result<(), Obstacle
 pub fn carry_out(gid: &Gid, commit: bool) {
     match shmem::node(|state| state.users().operation_of(gid)) {
         None => twophase::finish(gid.to_string(), commit),
-        Some(operation @ Operation::Prepare(_)) if commit => note_prepared(gid, &operation),
+        Some(operation @ Operation::Prepare(_)) if commit => {
+            note_prepared(gid, &operation, local(gid));
+        }
         Some(Operation::Prepare(_)) => end_users(gid, Decree::Abort),
         Some(Operation::Finish { first, decree }) => {
             let text = gid.to_string();
@@ -113,6 +116,11 @@ pub fn carry_out(gid: &Gid, commit: bool) {
             }
         }
     }
+}
+
+/// The number in this server of what this first operation has prepared.
+pub fn local(first: &Gid) -> u32 {
+    shmem::node(|state| state.users().get(first).map(|user| user.local)).unwrap_or_default()
 }
 
 /// COMMIT PREPARED or ROLLBACK PREPARED of the user's transaction with this first operation.

@@ -9,10 +9,11 @@
 //! mtm-marker         gid (17 bytes); transactional, belongs to the transaction it names
 //! mtm-user           version u8 = 1 | gid | decided u8 | owner with its length u32 | operation;
 //!                    transactional, belongs to the transaction it speaks of
-//! mtm-user-prepared  version u8 = 1 | gid | operation
+//! mtm-user-prepared  version u8 = 1 | gid | local u32 | operation
 //! mtm-abort          gid
 //! mtm-installed      gid | abort accepted u8
 //! mtm-parallel-safe  version u8 = 1 | generation u64 | n u32 | n times (gid | abort accepted u8)
+//!                    | m u32 | m times (gid | local u32)
 //! mtm-syncpoint      version u8 = 1 | 16 times u64
 //! ```
 //! Bytes that are not exactly one record are an error, never a guess.
@@ -27,6 +28,8 @@ use mtm_core::{GenNum, Gid, MAX_NODES, Xid};
 const VERSION: u8 = 1;
 /// Bytes of a gid and a flag.
 const HELD_BYTES: usize = 18;
+/// Bytes of a gid and a number of this server.
+const USER_BYTES: usize = 21;
 
 /// The bytes of a marker and of an acceptance of abort: the transaction's name alone.
 pub fn gid_bytes(gid: &Gid) -> Vec<u8> {
@@ -68,6 +71,9 @@ pub struct ParallelSafe {
     pub num: GenNum,
     /// Others' transactions that the writer may still commit, and whether it accepted abort.
     pub held: Vec<(Gid, bool)>,
+    /// Which of them are prepared under a user's name, and so are found in the log by their number
+    /// there, 32 bits.
+    pub users: Vec<(Gid, u32)>,
 }
 
 impl ParallelSafe {
@@ -83,6 +89,11 @@ impl ParallelSafe {
         for (gid, accepted) in &self.held {
             gid.encode(&mut w);
             w.u8(u8::from(*accepted));
+        }
+        w.u32(u32::try_from(self.users.len()).expect("the table of transactions is smaller"));
+        for (gid, local) in &self.users {
+            gid.encode(&mut w);
+            w.u32(*local);
         }
     }
 
@@ -100,8 +111,14 @@ impl ParallelSafe {
         }
         let one = |_| Ok((Gid::decode(&mut r)?, flag(&mut r)?));
         let held = (0..n).map(one).collect::<Result<_, _>>()?;
+        let m = r.u32()? as usize;
+        if m > r.remaining() / USER_BYTES {
+            return Err(r.error(DecodeErrorKind::Truncated));
+        }
+        let one = |_| Ok((Gid::decode(&mut r)?, r.u32()?));
+        let users = (0..m).map(one).collect::<Result<_, _>>()?;
         r.finish()?;
-        Ok(Self { num, held })
+        Ok(Self { num, held, users })
     }
 }
 
@@ -213,6 +230,8 @@ impl UserWork {
 pub struct UserPrepared {
     /// The first operation.
     pub gid: Gid,
+    /// The number in the writer's server, 32 bits as in the log, of what it has prepared.
+    pub local: u32,
     /// It once more, so that a reader knows the name.
     pub operation: Vec<u8>,
 }
@@ -223,6 +242,7 @@ impl UserPrepared {
         let mut w = Writer::new(out);
         w.u8(VERSION);
         self.gid.encode(&mut w);
+        w.u32(self.local);
         w.raw(&self.operation);
     }
 
@@ -233,7 +253,8 @@ impl UserPrepared {
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut r = Reader::new(bytes);
         version(&mut r, "user-prepared version")?;
-        Ok(Self { gid: Gid::decode(&mut r)?, operation: r.take(r.remaining())?.to_vec() })
+        let (gid, local) = (Gid::decode(&mut r)?, r.u32()?);
+        Ok(Self { gid, local, operation: r.take(r.remaining())?.to_vec() })
     }
 }
 
@@ -321,6 +342,7 @@ mod tests {
 
     fn any_entry() -> impl Strategy<Value = Entry> {
         let held = prop::collection::vec((any_gid(), any::<bool>()), 0..9);
+        let users = prop::collection::vec((any_gid(), any::<u32>()), 0..9);
         let children = prop::collection::vec(any::<u32>(), 0..9);
         let below = prop::array::uniform16(any::<u64>().prop_map(Xid));
         prop_oneof![
@@ -332,17 +354,16 @@ mod tests {
                 .prop_map(|(gid, decided, owner, operation)| {
                     Entry::User(UserWork { gid, decided, owner, operation })
                 }),
-            (any_gid(), prop::collection::vec(any::<u8>(), 0..20))
-                .prop_map(|(gid, operation)| UserPrepared { gid, operation })
+            (any_gid(), any::<u32>(), prop::collection::vec(any::<u8>(), 0..20))
+                .prop_map(|(gid, local, operation)| UserPrepared { gid, local, operation })
                 .prop_map(Entry::UserPrepared),
             any_gid().prop_map(Entry::AbortAccepted),
             (any_gid(), any::<bool>())
                 .prop_map(|(gid, accepted_abort)| Installed { gid, accepted_abort })
                 .prop_map(Entry::Installed),
-            (any::<u64>(), held).prop_map(|(num, held)| Entry::ParallelSafe(ParallelSafe {
-                num: GenNum(num),
-                held
-            })),
+            (any::<u64>(), held, users).prop_map(|(num, held, users)| {
+                Entry::ParallelSafe(ParallelSafe { num: GenNum(num), held, users })
+            }),
             below.prop_map(|below| Entry::Syncpoint(Forgotten { below })),
         ]
     }

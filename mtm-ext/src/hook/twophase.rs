@@ -39,7 +39,7 @@ pub fn after_prepare() {
     twophase::carry_out_prepare();
     if let Some(gid) = DURABLE.get() {
         if let Some(work) = work() {
-            users::note_prepared(&gid, &work.operation);
+            users::note_prepared(&gid, &work.operation, users::local(&gid));
         }
         done(gid);
     }

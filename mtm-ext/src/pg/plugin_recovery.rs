@@ -322,7 +322,12 @@ unsafe fn parallel_safe(ctx: Context, lsn: Lsn, content: &[u8]) {
             return;
         }
         for (gid, accepted_abort) in safe.held {
-            let has_it = |txn| flags::name(txn) == Some(gid) && !flags::was_sent(txn);
+            let local = safe.users.iter().find(|(user, _)| *user == gid).map(|(_, local)| *local);
+            let is_it = |txn: Txn| match local {
+                Some(local) => (*txn).xid.into_inner() == local,
+                None => flags::name(txn) == Some(gid),
+            };
+            let has_it = |txn| is_it(txn) && !flags::was_sent(txn);
             match flags::find((*ctx).reorder, has_it) {
                 Some(txn) => replay_prepared(ctx, txn, Prepared::Held(gid, accepted_abort), lsn),
                 None => send(ctx, &StreamMessage::HeldElsewhere { gid, accepted_abort }),
@@ -337,10 +342,10 @@ unsafe fn parallel_safe(ctx: Context, lsn: Lsn, content: &[u8]) {
 /// # Safety
 /// Within the callback of a non-transactional message.
 unsafe fn users_prepared(ctx: Context, lsn: Lsn, prepared: UserPrepared) {
-    let gid = prepared.gid;
+    let UserPrepared { gid, local, .. } = prepared;
     // SAFETY: the caller's promise.
     unsafe {
-        let has_it = |txn| flags::name(txn) == Some(gid) && !flags::was_sent(txn);
+        let has_it = |txn: Txn| (*txn).xid.into_inner() == local && !flags::was_sent(txn);
         match flags::find((*ctx).reorder, has_it) {
             Some(txn) => replay_prepared(ctx, txn, Prepared::Users(prepared, lsn), lsn),
             None => send(ctx, &StreamMessage::ReplayPrepared { gid, lsn }),
@@ -412,7 +417,7 @@ unsafe extern "C-unwind" fn prepare(ctx: Context, txn: Txn, _lsn: pg_sys::XLogRe
             }
             // Its user has rolled it back since: nobody will ever see its rows, but the name is in
             // use until the operation that ended it comes.
-            Some(Prepared::Users(UserPrepared { gid, operation }, lsn)) => {
+            Some(Prepared::Users(UserPrepared { gid, operation, .. }, lsn)) => {
                 discard(ctx);
                 start(ctx);
                 let mut work = Vec::new();

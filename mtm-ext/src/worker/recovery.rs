@@ -324,7 +324,7 @@ impl Replay {
         match work.operation {
             Operation::Prepare(_) => {
                 work.prepare(gid);
-                users::note_prepared(gid, &work.operation);
+                users::note_prepared(gid, &work.operation, users::local(gid));
             }
             Operation::Finish { first, decree } => {
                 xact::mark_origin(Lsn(0));

@@ -44,7 +44,7 @@ pub fn hold(gid: &Gid, work: &Work, may_wait: bool) {
 /// committed second operation says is done.
 pub fn restore(found: &[FoundUser]) {
     for user in found.iter().filter(|user| user.unnoted) {
-        users::note_prepared(&user.first, &Operation::Prepare(user.name));
+        users::note_prepared(&user.first, &Operation::Prepare(user.name), user.local);
     }
     for user in found {
         if let Err(obstacle) = shmem::node(|state| hold_again(state, user)) {

@@ -321,7 +321,7 @@ fn log(a: &Arena, prefix: &str, content: &[u8]) -> Result<()> {
 
 fn log_parallel_safe(a: &Arena, num: u64, held: Vec<(Gid, bool)>) -> Result<()> {
     let mut content = Vec::new();
-    ParallelSafe { num: GenNum(num), held }.encode(&mut content);
+    ParallelSafe { num: GenNum(num), held, users: Vec::new() }.encode(&mut content);
     log(a, "mtm-parallel-safe", &content)
 }
 

@@ -3,20 +3,12 @@
 use crate::pg::{proc, shmem, xact};
 use crate::{guc, health, machine};
 use core::sync::atomic::Ordering;
-use mtm_core::{GenNum, Gid, NodeId, NodeSet};
+use mtm_core::{NodeId, NodeSet};
 use mtm_generations::{NodeStatus, Reason};
 use mtm_node::Node;
 
 /// Application name of sessions that are not supervised.
 pub const ADMIN: &str = "mtm_admin";
-
-/// The generation of users' own two-phase transactions, which are not the machine's.
-pub const USERS: GenNum = GenNum(1 << 63);
-
-/// Whether this is a user's own two-phase transaction.
-pub const fn is_users(gid: &Gid) -> bool {
-    gid.generation.0 == USERS.0
-}
 
 /// Whether what this session writes is replicated.
 pub fn replicates() -> bool {

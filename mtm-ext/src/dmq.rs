@@ -4,9 +4,9 @@ use crate::pg::bgworker::Caught;
 use crate::pg::{proc, shmem};
 use core::cell::RefCell;
 use core::sync::atomic::Ordering;
-use mtm_core::{Gid, NodeId, NodeSet};
+use mtm_core::{Gid, NodeSet};
 use mtm_node::PeerMessage;
-use mtm_node::message::{Message, Refusal};
+use mtm_node::message::Refusal;
 use mtm_node::wire::Wire;
 
 thread_local! {
@@ -17,16 +17,6 @@ thread_local! {
 /// What the next vote "no" of this process about this transaction says.
 pub fn give_reason(gid: Gid, caught: Caught) {
     WHY.set(Some((gid, caught)));
-}
-
-/// Hands a message of users' two-phase transactions to the sender.
-pub fn send(to: NodeId, message: &Message<'_>) {
-    send_all(NodeSet::only(to), message);
-}
-
-/// The same for each of `nodes`.
-pub fn send_all(nodes: NodeSet, message: &Message<'_>) {
-    send_wire(nodes, &Wire::User(*message));
 }
 
 /// Hands a message of the machine to the sender.

@@ -18,6 +18,7 @@ mod hook;
 mod machine;
 mod pg;
 mod report;
+mod users;
 mod worker;
 
 pgrx::pg_module_magic!();

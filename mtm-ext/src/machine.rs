@@ -14,9 +14,10 @@ use crate::pg::shmem::{self, Backend, NodeState};
 use crate::pg::{message, proc};
 use crate::{cluster, dmq};
 use core::sync::atomic::Ordering;
-use mtm_core::{Gid, LocalXid, Machine, NodeSet, Outbox};
+use mtm_core::{Gid, LocalXid, Machine, Outbox};
 use mtm_generations::Input as Generation;
 use mtm_logrep::journal;
+use mtm_node::user::{Obstacle, Operation};
 use mtm_node::{Effect, Input, Node, PeerMessage, Role};
 use std::collections::VecDeque;
 
@@ -42,12 +43,28 @@ pub fn generation(input: Generation) -> Vec<Effect> {
     feed(Input::Generation(input))
 }
 
-/// Announces this process' transaction; its place is taken in the same step in which it is stamped
-/// and numbered. `None`, and nothing happened, if this node does not serve or members are missing.
-pub fn announce(xid: LocalXid) -> Option<Effect> {
+/// Announces this process' transaction; its place is taken, and the name that its operation on a
+/// user's transaction needs, in the same step in which it is stamped and numbered. `None`, and
+/// nothing happened, if this node does not serve or members are missing.
+///
+/// # Errors
+/// When the name is not free for it: nothing is announced.
+pub fn announce(xid: LocalXid, operation: Option<Operation>) -> Result<Option<Effect>, Obstacle> {
     let answers = |e: &Effect| matches!(e, Effect::WriteAnnouncement(_) | Effect::Rejected(..));
-    let may = |state: &mut NodeState| state.node().is_some_and(|node| cluster::may_announce(&node));
-    run(Input::Announce(xid), Finisher::Workers, may).into_iter().find(answers)
+    let may = |state: &mut NodeState| {
+        let may = state.node().is_some_and(|node| cluster::may_announce(&node));
+        state.mine().operation = operation.filter(|_| may);
+        may
+    };
+    let effect = run(Input::Announce(xid), Finisher::Workers, may).into_iter().find(answers);
+    if operation.is_some()
+        && let Some(Effect::WriteAnnouncement(gid)) = effect
+        && let Some(obstacle) = shmem::node(|state| state.mine().obstacle)
+    {
+        feed_after(Input::AnnouncementFailed(gid), |state| state.occupy(None));
+        return Err(obstacle);
+    }
+    Ok(effect)
 }
 
 /// Steps the machine after `note`, in one locked section with it.
@@ -81,10 +98,10 @@ fn run(
             if let Some(before) = before.take()
                 && !before(state)
             {
-                return Ok(Vec::new());
+                return Ok(Default::default());
             }
             let now = proc::now();
-            let Some(mut node) = state.node() else { return Ok(Vec::new()) };
+            let Some(mut node) = state.node() else { return Ok(Default::default()) };
             let step = node.step(now, input, &mut out);
             let safe = |e: &Effect| matches!(e, Effect::WriteParallelSafe(_));
             let held: Vec<(Gid, bool)> =
@@ -94,10 +111,13 @@ fn run(
                 shmem::header().serving_until_us.store(0, Ordering::Release);
             }
             route(state, input, out.as_slice(), finisher, &mut wakes);
-            step.map(|()| held)
+            let table = state.users();
+            let local = |(gid, _): &(Gid, bool)| Some((*gid, table.get(gid)?.local));
+            let users: Vec<_> = held.iter().filter_map(local).collect();
+            step.map(|()| (held, users))
         });
         wakes.wake();
-        let held = match step {
+        let (held, users) = match step {
             Ok(held) => held,
             Err(misuse) => {
                 pgrx::ereport!(
@@ -116,7 +136,8 @@ fn run(
                 }
                 Effect::WriteParallelSafe(num) => {
                     let mut content = Vec::new();
-                    journal::ParallelSafe { num, held: held.clone() }.encode(&mut content);
+                    let (held, users) = (held.clone(), users.clone());
+                    journal::ParallelSafe { num, held, users }.encode(&mut content);
                     message::flush(message::log(c"mtm-parallel-safe", &content, false));
                     inputs.push_back(Input::Generation(Generation::ParallelSafe(num)));
                 }
@@ -180,7 +201,16 @@ fn route(
     for effect in effects {
         match effect {
             // It answers the input of the process whose transaction it is.
-            Effect::WriteAnnouncement(gid) => state.occupy(Some(*gid)),
+            Effect::WriteAnnouncement(gid) => {
+                let (operation, input) = (state.mine().operation, input);
+                state.occupy(Some(*gid));
+                if let (Some(operation), Input::Announce(xid)) = (operation, input) {
+                    let mut users = state.users();
+                    let held = users.hold(*gid, &operation);
+                    users.known_as(gid, xid.short());
+                    state.mine().obstacle = held.err();
+                }
+            }
             Effect::WriteCommit(gid) => tell_backend(state, gid, wakes, |b| b.commit = true),
             Effect::Answer(gid, outcome) => {
                 tell_backend(state, gid, wakes, |b| b.outcome = Some(*outcome));
@@ -288,9 +318,4 @@ pub fn log_abort_accepted(gid: &Gid) {
     let mut content = Vec::with_capacity(Gid::PREFIX.len() + 20);
     gid.encode(&mut mtm_core::wire::Writer::new(&mut content));
     message::flush(message::log(c"mtm-abort", &content, false));
-}
-
-/// Members of the current generation; none while there is no machine.
-pub fn members() -> NodeSet {
-    look(|node| node.membership().current().generation.members).unwrap_or_default()
 }

@@ -16,6 +16,12 @@ pub const PREFIX: &str = "mtm";
 pub const MARKER_PREFIX: &str = "mtm-marker";
 /// Prefix of captured DDL, transactional.
 pub const DDL_PREFIX: &str = "mtm-ddl";
+/// Prefix of what a transaction does to a user's two-phase transaction, transactional: see
+/// [`crate::journal::UserWork`].
+pub const USER_PREFIX: &str = "mtm-user";
+/// Prefix of the note that a user's transaction is user-prepared: see
+/// [`crate::journal::UserPrepared`].
+pub const USER_PREPARED_PREFIX: &str = "mtm-user-prepared";
 /// Prefix of a durable acceptance of abort; the content is a gid in wire form.
 pub const ABORT_PREFIX: &str = "mtm-abort";
 /// Prefix of ParallelSafe: see [`crate::journal::ParallelSafe`].

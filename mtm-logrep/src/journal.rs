@@ -1,24 +1,28 @@
 //! What a node writes about transactions into its own write-ahead log, and how it is read again:
 //! by the node itself when it restarts, and by peers that recover from it.
 //!
-//! Every record is a logical message; its prefix says which. All but the marker are
-//! non-transactional: they are in the log whatever becomes of a transaction. Layouts:
+//! Every record is a logical message; its prefix says which. All but `mtm-marker` and `mtm-user`
+//! are non-transactional: they are in the log whatever becomes of a transaction. Layouts:
 //!
 //! ```text
 //! mtm                see crate::announcement
 //! mtm-marker         gid (17 bytes); transactional, belongs to the transaction it names
+//! mtm-user           version u8 = 1 | gid | decided u8 | owner with its length u32 | operation;
+//!                    transactional, belongs to the transaction it speaks of
+//! mtm-user-prepared  version u8 = 1 | gid | local u32 | operation
 //! mtm-abort          gid
 //! mtm-installed      gid | abort accepted u8
 //! mtm-open           version u8 = 1 | gid | xid u32 | rows, up to the end
 //! mtm-closed         gid
 //! mtm-parallel-safe  version u8 = 1 | generation u64 | n u32 | n times (gid | abort accepted u8)
+//!                    | m u32 | m times (gid | local u32)
 //! mtm-syncpoint      version u8 = 1 | 16 times u64
 //! ```
 //! Bytes that are not exactly one record are an error, never a guess.
 
 use crate::announcement::{
     ABORT_PREFIX, Announcement, CLOSED_PREFIX, INSTALLED_PREFIX, MARKER_PREFIX, OPEN_PREFIX,
-    PARALLEL_SAFE_PREFIX, PREFIX, SYNCPOINT_PREFIX,
+    PARALLEL_SAFE_PREFIX, PREFIX, SYNCPOINT_PREFIX, USER_PREFIX, USER_PREPARED_PREFIX,
 };
 use mtm_core::wire::{DecodeError, DecodeErrorKind, Reader, Writer};
 use mtm_core::{GenNum, Gid, MAX_NODES, Xid};
@@ -26,6 +30,8 @@ use mtm_core::{GenNum, Gid, MAX_NODES, Xid};
 const VERSION: u8 = 1;
 /// Bytes of a gid and a flag.
 const HELD_BYTES: usize = 18;
+/// Bytes of a gid and a number of this server.
+const USER_BYTES: usize = 21;
 
 /// The bytes of a marker and of an acceptance of abort: the transaction's name alone.
 pub fn gid_bytes(gid: &Gid) -> Vec<u8> {
@@ -59,7 +65,7 @@ fn version(r: &mut Reader<'_>, of: &'static str) -> Result<(), DecodeError> {
     if r.u8()? == VERSION { Ok(()) } else { Err(unknown) }
 }
 
-/// From here on the writer prepares nothing of earlier generations: who has replayed everything
+/// From here on the writer prepares nothing of earlier generations: who has decided everything
 /// up to here, and holds what the writer held, lacks nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ParallelSafe {
@@ -67,6 +73,9 @@ pub struct ParallelSafe {
     pub num: GenNum,
     /// Others' transactions that the writer may still commit, and whether it accepted abort.
     pub held: Vec<(Gid, bool)>,
+    /// Which of them are prepared under a user's name, and so are found in the log by their number
+    /// there, 32 bits.
+    pub users: Vec<(Gid, u32)>,
 }
 
 impl ParallelSafe {
@@ -82,6 +91,11 @@ impl ParallelSafe {
         for (gid, accepted) in &self.held {
             gid.encode(&mut w);
             w.u8(u8::from(*accepted));
+        }
+        w.u32(u32::try_from(self.users.len()).expect("the table of transactions is smaller"));
+        for (gid, local) in &self.users {
+            gid.encode(&mut w);
+            w.u32(*local);
         }
     }
 
@@ -99,8 +113,14 @@ impl ParallelSafe {
         }
         let one = |_| Ok((Gid::decode(&mut r)?, flag(&mut r)?));
         let held = (0..n).map(one).collect::<Result<_, _>>()?;
+        let m = r.u32()? as usize;
+        if m > r.remaining() / USER_BYTES {
+            return Err(r.error(DecodeErrorKind::Truncated));
+        }
+        let one = |_| Ok((Gid::decode(&mut r)?, r.u32()?));
+        let users = (0..m).map(one).collect::<Result<_, _>>()?;
         r.finish()?;
-        Ok(Self { num, held })
+        Ok(Self { num, held, users })
     }
 }
 
@@ -204,6 +224,79 @@ impl Open {
     }
 }
 
+/// What a transaction of the cluster does to a user's two-phase transaction. Written after its
+/// name is held on the writing node, and before the announcement, PREPARE or commit.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UserWork {
+    /// The transaction that does it.
+    pub gid: Gid,
+    /// It is decided before it is prepared here: on its origin, and in recovery. So what is found
+    /// prepared with this is user-prepared.
+    pub decided: bool,
+    /// Who owns what is prepared; empty where nothing is.
+    pub owner: String,
+    /// The operation, written and read elsewhere.
+    pub operation: Vec<u8>,
+}
+
+impl UserWork {
+    /// Appends the record's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let mut w = Writer::new(out);
+        w.u8(VERSION);
+        self.gid.encode(&mut w);
+        w.u8(u8::from(self.decided));
+        w.str(&self.owner);
+        w.raw(&self.operation);
+    }
+
+    /// Reads a record that fills `bytes`.
+    ///
+    /// # Errors
+    /// When the bytes are not exactly one record of a known version.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(bytes);
+        version(&mut r, "user's work version")?;
+        let (gid, decided) = (Gid::decode(&mut r)?, flag(&mut r)?);
+        let owner = r.str()?.to_owned();
+        Ok(Self { gid, decided, owner, operation: r.take(r.remaining())?.to_vec() })
+    }
+}
+
+/// What this first operation did is committed here: its user's transaction is prepared, for as long
+/// as he likes. In the writer's log this is the operation's commit.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UserPrepared {
+    /// The first operation.
+    pub gid: Gid,
+    /// The number in the writer's server, 32 bits as in the log, of what it has prepared.
+    pub local: u32,
+    /// It once more, so that a reader knows the name.
+    pub operation: Vec<u8>,
+}
+
+impl UserPrepared {
+    /// Appends the record's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let mut w = Writer::new(out);
+        w.u8(VERSION);
+        self.gid.encode(&mut w);
+        w.u32(self.local);
+        w.raw(&self.operation);
+    }
+
+    /// Reads a record that fills `bytes`.
+    ///
+    /// # Errors
+    /// When the bytes are not exactly one record of a known version.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(bytes);
+        version(&mut r, "user-prepared version")?;
+        let (gid, local) = (Gid::decode(&mut r)?, r.u32()?);
+        Ok(Self { gid, local, operation: r.take(r.remaining())?.to_vec() })
+    }
+}
+
 /// One of our messages in a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
@@ -211,6 +304,10 @@ pub enum Entry {
     Announced(Announcement),
     /// The transaction to which this record belongs has this name.
     Marker(Gid),
+    /// What the transaction to which this record belongs does to a user's.
+    User(UserWork),
+    /// A user's transaction is user-prepared.
+    UserPrepared(UserPrepared),
     /// The writer accepts abort of the transaction.
     AbortAccepted(Gid),
     /// Recovery installed the transaction.
@@ -233,6 +330,8 @@ impl Entry {
             prefix,
             PREFIX
                 | MARKER_PREFIX
+                | USER_PREFIX
+                | USER_PREPARED_PREFIX
                 | ABORT_PREFIX
                 | INSTALLED_PREFIX
                 | PARALLEL_SAFE_PREFIX
@@ -250,6 +349,8 @@ impl Entry {
         Ok(Some(match prefix {
             PREFIX => Self::Announced(Announcement::decode(content)?),
             MARKER_PREFIX => Self::Marker(gid_from_bytes(content)?),
+            USER_PREFIX => Self::User(UserWork::decode(content)?),
+            USER_PREPARED_PREFIX => Self::UserPrepared(UserPrepared::decode(content)?),
             ABORT_PREFIX => Self::AbortAccepted(gid_from_bytes(content)?),
             INSTALLED_PREFIX => Self::Installed(Installed::decode(content)?),
             PARALLEL_SAFE_PREFIX => Self::ParallelSafe(ParallelSafe::decode(content)?),
@@ -270,6 +371,8 @@ mod tests {
     const PREFIXES: [&str; 8] = [
         PREFIX,
         MARKER_PREFIX,
+        USER_PREFIX,
+        USER_PREPARED_PREFIX,
         ABORT_PREFIX,
         INSTALLED_PREFIX,
         PARALLEL_SAFE_PREFIX,
@@ -288,6 +391,7 @@ mod tests {
 
     fn any_entry() -> impl Strategy<Value = Entry> {
         let held = prop::collection::vec((any_gid(), any::<bool>()), 0..9);
+        let users = prop::collection::vec((any_gid(), any::<u32>()), 0..9);
         let children = prop::collection::vec(any::<u32>(), 0..9);
         let below = prop::array::uniform16(any::<u64>().prop_map(Xid));
         prop_oneof![
@@ -295,14 +399,20 @@ mod tests {
                 Entry::Announced(Announcement { gid, xid: LocalXid(xid), children })
             }),
             any_gid().prop_map(Entry::Marker),
+            (any_gid(), any::<bool>(), "\\PC{0,20}", prop::collection::vec(any::<u8>(), 0..20))
+                .prop_map(|(gid, decided, owner, operation)| {
+                    Entry::User(UserWork { gid, decided, owner, operation })
+                }),
+            (any_gid(), any::<u32>(), prop::collection::vec(any::<u8>(), 0..20))
+                .prop_map(|(gid, local, operation)| UserPrepared { gid, local, operation })
+                .prop_map(Entry::UserPrepared),
             any_gid().prop_map(Entry::AbortAccepted),
             (any_gid(), any::<bool>())
                 .prop_map(|(gid, accepted_abort)| Installed { gid, accepted_abort })
                 .prop_map(Entry::Installed),
-            (any::<u64>(), held).prop_map(|(num, held)| Entry::ParallelSafe(ParallelSafe {
-                num: GenNum(num),
-                held
-            })),
+            (any::<u64>(), held, users).prop_map(|(num, held, users)| {
+                Entry::ParallelSafe(ParallelSafe { num: GenNum(num), held, users })
+            }),
             below.prop_map(|below| Entry::Syncpoint(Forgotten { below })),
             (any_gid(), any::<u32>(), any::<Vec<u8>>())
                 .prop_map(|(gid, xid, rows)| Entry::Open(Open { gid, xid, rows })),
@@ -318,6 +428,14 @@ mod tests {
                 PREFIX
             }
             Entry::Marker(gid) => return (MARKER_PREFIX, gid_bytes(gid)),
+            Entry::User(work) => {
+                work.encode(&mut out);
+                USER_PREFIX
+            }
+            Entry::UserPrepared(prepared) => {
+                prepared.encode(&mut out);
+                USER_PREPARED_PREFIX
+            }
             Entry::AbortAccepted(gid) => return (ABORT_PREFIX, gid_bytes(gid)),
             Entry::Installed(installed) => {
                 installed.encode(&mut out);
@@ -347,6 +465,10 @@ mod tests {
             prop_assert!(Entry::is_prefix(prefix));
             let decoded = Entry::decode(prefix, &bytes);
             prop_assert_eq!(decoded.as_ref(), Ok(&Some(entry.clone())));
+            // An operation fills the rest, whatever it is.
+            if matches!(entry, Entry::User(_) | Entry::UserPrepared(_)) {
+                return Ok(());
+            }
             // Rows are what is left; how long they are the log itself knows.
             let rows = if let Entry::Open(open) = &entry { Some(open.rows.len()) } else { None };
             for cut in 0..bytes.len() - rows.unwrap_or(0) {

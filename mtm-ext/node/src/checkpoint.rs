@@ -6,7 +6,7 @@
 //! ```text
 //! offset  bytes  field
 //!      0      4  "MTMt"
-//!      4      2  version, 2
+//!      4      2  version, 3
 //!      6      1  this node
 //!      7      8  cluster
 //!     15      8  start: the log says everything else from here on
@@ -14,19 +14,27 @@
 //!    151      8  number of the next own announcement
 //!    159      4  n
 //!    163   n*26  gid, what was found, number in this server (0 unless only announced)
+//!      -      4  m
+//!      -      -  m users' transactions: first gid, number in this server (4), where it stands (1):
+//!                n undecided, u user-prepared, c or r held by a second operation that commits or
+//!                rolls back, whose gid follows; length of the name (1), name
 //!      -      4  CRC-32 of everything before
 //! ```
 //! A torn, short, foreign or newer file is an error with a name, never a guess.
 
+use crate::user::{Name, Stage};
 use crate::{Below, Found};
 use mtm_core::wire::{DecodeError, DecodeErrorKind, Reader, Writer};
 use mtm_core::{Gid, LocalXid, Lsn, MAX_NODES, NodeId, Xid};
+use mtm_paxos::commit::Decree;
 
 const MAGIC: &[u8; 4] = b"MTMt";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 /// Of one remembered transaction.
 const ITEM_BYTES: usize = 26;
-const FIXED_BYTES: usize = 167;
+const FIXED_BYTES: usize = 171;
+/// At least so many for one user's transaction.
+const USER_BYTES: usize = 23;
 
 /// What a restart begins with.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -43,6 +51,50 @@ pub struct Checkpoint {
     pub next: Xid,
     /// [`Node::remembered`](crate::Node::remembered).
     pub remembered: Vec<(Gid, Found)>,
+    /// Users' two-phase transactions at the same moment.
+    pub users: Vec<SavedUser>,
+}
+
+/// A user's two-phase transaction.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SavedUser {
+    /// Its first operation.
+    pub first: Gid,
+    /// The user's name for it.
+    pub name: Name,
+    /// Its number in this server.
+    pub local: u32,
+    /// Where it stands.
+    pub stage: Stage,
+}
+
+impl SavedUser {
+    fn encode(&self, w: &mut Writer<'_>) {
+        self.first.encode(w);
+        w.u32(self.local);
+        match self.stage {
+            Stage::Preparing => w.u8(b'n'),
+            Stage::Prepared => w.u8(b'u'),
+            Stage::Finishing { second, decree } => {
+                w.u8(if decree == Decree::Commit { b'c' } else { b'r' });
+                second.encode(w);
+            }
+        }
+        self.name.encode(w);
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let (first, local) = (Gid::decode(r)?, r.u32()?);
+        let unknown = r.error(DecodeErrorKind::Unknown("stage of a user's transaction"));
+        let stage = match r.u8()? {
+            b'n' => Stage::Preparing,
+            b'u' => Stage::Prepared,
+            b'c' => Stage::Finishing { second: Gid::decode(r)?, decree: Decree::Commit },
+            b'r' => Stage::Finishing { second: Gid::decode(r)?, decree: Decree::Abort },
+            _ => return Err(unknown),
+        };
+        Ok(Self { first, name: Name::decode(r)?, local, stage })
+    }
 }
 
 /// Why a checkpoint's bytes cannot be used.
@@ -100,7 +152,8 @@ impl Checkpoint {
     /// Of a node that has seen no transaction yet.
     pub const fn first(node: NodeId, cluster: u64, start: Lsn) -> Self {
         let forgotten = [Xid(0); MAX_NODES as usize];
-        Self { node, cluster, start, forgotten, next: Xid(1), remembered: Vec::new() }
+        let next = Xid(1);
+        Self { node, cluster, start, forgotten, next, remembered: Vec::new(), users: Vec::new() }
     }
 
     /// The file's bytes.
@@ -125,6 +178,8 @@ impl Checkpoint {
             w.u8(tag(*found));
             w.u64(local(*found).0);
         }
+        w.u32(u32::try_from(self.users.len()).expect("the table is smaller"));
+        self.users.iter().for_each(|user| user.encode(&mut w));
         let crc = crc32fast::hash(&out);
         Writer::new(&mut out).u32(crc);
         out
@@ -183,6 +238,11 @@ impl Checkpoint {
             };
             read.remembered.push((gid, found));
         }
+        let m = r.u32()? as usize;
+        if m > r.remaining() / USER_BYTES {
+            return Err(r.error(DecodeErrorKind::Truncated));
+        }
+        read.users = (0..m).map(|_| SavedUser::decode(&mut r)).collect::<Result<_, _>>()?;
         r.finish()?;
         Ok(read)
     }
@@ -204,6 +264,20 @@ mod tests {
             xid: Xid(x),
             generation: GenNum(g),
         });
+        let stage = prop_oneof![
+            Just(Stage::Preparing),
+            Just(Stage::Prepared),
+            (gid.clone(), any::<bool>()).prop_map(|(second, yes)| {
+                let decree = if yes { Decree::Commit } else { Decree::Abort };
+                Stage::Finishing { second, decree }
+            }),
+        ];
+        let name = prop::collection::vec(any::<u8>(), 0..9);
+        let user =
+            (gid.clone(), name, any::<u32>(), stage).prop_map(|(first, name, local, stage)| {
+                SavedUser { first, name: Name::new(&name).unwrap(), local, stage }
+            });
+        let users = prop::collection::vec(user, 0..4);
         let item = (gid, 0..WORDS.len(), any::<u64>()).prop_map(|(gid, word, number)| {
             let found = match WORDS[word].1 {
                 Found::AnnouncedOnly { .. } => Found::AnnouncedOnly { local: LocalXid(number) },
@@ -213,14 +287,15 @@ mod tests {
         });
         let below = prop::array::uniform16(any::<u64>().prop_map(Xid));
         let numbers = (any::<u64>(), any::<u64>(), any::<u64>());
-        (1u8..=16, numbers, below, prop::collection::vec(item, 0..20)).prop_map(
-            |(n, (cluster, start, next), forgotten, remembered)| Checkpoint {
+        (1u8..=16, numbers, below, prop::collection::vec(item, 0..20), users).prop_map(
+            |(n, (cluster, start, next), forgotten, remembered, users)| Checkpoint {
                 node: node(n),
                 cluster,
                 start: Lsn(start),
                 forgotten,
                 next: Xid(next),
                 remembered,
+                users,
             },
         )
     }
@@ -229,7 +304,8 @@ mod tests {
         #[test]
         fn checkpoints_round_trip(c in any_checkpoint()) {
             let bytes = c.to_bytes();
-            prop_assert_eq!(bytes.len(), FIXED_BYTES + ITEM_BYTES * c.remembered.len());
+            let least = FIXED_BYTES + ITEM_BYTES * c.remembered.len() + USER_BYTES * c.users.len();
+            prop_assert!(bytes.len() == least || !c.users.is_empty() && bytes.len() > least);
             let (node, cluster) = (c.node, c.cluster);
             prop_assert_eq!(Checkpoint::from_bytes(&bytes, node, cluster), Ok(c));
         }
@@ -259,7 +335,7 @@ mod tests {
         fn arbitrary_bytes_never_panic(tail: Vec<u8>) {
             let _ = Checkpoint::from_bytes(&tail, node(1), 1);
             // With the right head and checksum, so that the rest is looked at.
-            let mut bytes = [MAGIC.as_slice(), &[0, 2], &tail].concat();
+            let mut bytes = [MAGIC.as_slice(), &[0, 3], &tail].concat();
             let crc = crc32fast::hash(&bytes);
             bytes.extend_from_slice(&crc.to_be_bytes());
             if let Ok(c) = Checkpoint::from_bytes(&bytes, node(1), 1) {
@@ -276,12 +352,12 @@ mod tests {
         assert_eq!(read(1, 7), Some(CheckpointError::OtherNode(node(2))));
         assert_eq!(read(2, 7), None);
         let mut newer = bytes.clone();
-        newer[5] = 3;
+        newer[5] = 4;
         let body = newer.len() - 4;
         let crc = crc32fast::hash(&newer[..body]).to_be_bytes();
         newer[body..].copy_from_slice(&crc);
         let read = Checkpoint::from_bytes(&newer, node(2), 7);
-        assert_eq!(read, Err(CheckpointError::Version(3)));
+        assert_eq!(read, Err(CheckpointError::Version(4)));
     }
 
     #[test]

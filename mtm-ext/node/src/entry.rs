@@ -101,7 +101,9 @@ impl Entry {
             Role::Own(c) if c.state() == CoordinatorState::CommitDecided => None,
             Role::Own(c) => c.decree(),
             Role::Peer(p) => match p.state() {
-                ParticipantState::Committing(_) | ParticipantState::Committed => Some(Decree::Commit),
+                ParticipantState::Committing(_) | ParticipantState::Committed => {
+                    Some(Decree::Commit)
+                }
                 ParticipantState::RollingBack | ParticipantState::Aborted => Some(Decree::Abort),
                 ParticipantState::Unknown
                 | ParticipantState::Applying

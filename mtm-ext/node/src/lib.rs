@@ -20,7 +20,7 @@ pub mod wire;
 #[doc = include_str!("../README.md")]
 mod readme {}
 
-pub use checkpoint::{Checkpoint, CheckpointError};
+pub use checkpoint::{Checkpoint, CheckpointError, SavedUser};
 pub use conflict::{Verdict, judge, wins};
 pub use entry::{Entry, Role, Waits};
 pub use node::{Below, Bug, Core, Effect, Found, Input, Misuse, Node, Outcome, Rejection};

@@ -1,7 +1,6 @@
 //! Messages about transactions between the nodes' machines, and their bytes.
 //!
-//! A superset of [`crate::message::Message`] without its texts: what both know has the same
-//! bytes. A message may be lost, doubled, delayed and reordered; whoever waits asks again.
+//! A message may be lost, doubled, delayed and reordered; whoever waits asks again.
 
 use mtm_core::wire::{DecodeError, DecodeErrorKind, Reader, Writer};
 use mtm_core::{GenNum, Gid, MAX_NODES, Xid};

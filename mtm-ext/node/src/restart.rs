@@ -5,8 +5,11 @@
 //! with the list for [`Input::Found`](crate::Input::Found). A rollback in the log is evidence of
 //! nothing, so there is no word for it.
 
+use crate::checkpoint::SavedUser;
+use crate::user::{Name, Operation, Stage};
 use crate::{Below, Checkpoint, Found};
 use mtm_core::{Gid, LocalXid, NodeId, Xid};
+use mtm_paxos::commit::Decree;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What one record of the log says.
@@ -51,6 +54,20 @@ pub enum Word {
         /// The donor had accepted abort.
         accepted_abort: bool,
     },
+    /// A transaction that is about to be announced, prepared or committed is an operation on a
+    /// user's two-phase transaction.
+    User {
+        /// Its number in this server.
+        xid: u32,
+        /// Its name.
+        gid: Gid,
+        /// What it does.
+        operation: Operation,
+        /// It is decided: what is prepared here with this is user-prepared.
+        decided: bool,
+    },
+    /// What this first operation did is committed: a user's transaction is user-prepared.
+    UserPrepared(Gid),
 }
 
 impl Word {
@@ -63,9 +80,57 @@ impl Word {
             | Self::Opened { gid, .. }
             | Self::Closed(gid)
             | Self::AbortAccepted(gid)
-            | Self::Installed { gid, .. } => Some(gid),
+            | Self::Installed { gid, .. }
+            | Self::User { gid, .. }
+            | Self::UserPrepared(gid) => Some(gid),
         }
     }
+}
+
+/// What the log says of a user's transaction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct User {
+    name: Name,
+    local: u32,
+    /// If it is prepared, it is user-prepared.
+    decided: bool,
+    /// The log says that it is user-prepared.
+    noted: bool,
+}
+
+/// A user's transaction that is prepared now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FoundUser {
+    /// Its first operation.
+    pub first: Gid,
+    /// The user's name for it.
+    pub name: Name,
+    /// Its number in this server.
+    pub local: u32,
+    /// Where it stands.
+    pub stage: Stage,
+    /// It is user-prepared, and the log does not say so yet.
+    pub unnoted: bool,
+    /// Its second operation is committed: what that says is to be done now.
+    pub ended: bool,
+}
+
+/// All that is found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Findings {
+    /// For `Found`, each once, in the order of gids.
+    pub found: Vec<(Gid, Found)>,
+    /// For [`Users`](crate::user::Users).
+    pub users: Vec<FoundUser>,
+}
+
+/// What is prepared now.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Prepared {
+    /// What bears a gid as its name.
+    pub gids: BTreeSet<Gid>,
+    /// Numbers in this server of all that is prepared, whatever its name.
+    pub local: BTreeSet<u32>,
 }
 
 /// Collects what is found.
@@ -80,24 +145,33 @@ pub struct Restart {
     marked: BTreeMap<u32, Gid>,
     /// Promised in an open local transaction.
     open: BTreeSet<Gid>,
-}
-
-/// Users' own two-phase transactions have names that are not the machine's business.
-const fn is_ours(gid: &Gid) -> bool {
-    gid.generation.0 >> 63 == 0
+    /// Users' transactions, by first operation.
+    users: BTreeMap<Gid, User>,
+    /// What second operations make of which transaction.
+    seconds: BTreeMap<Gid, (Gid, Decree)>,
 }
 
 impl Restart {
     /// Begins with what was saved.
     pub fn new(checkpoint: &Checkpoint) -> Self {
-        let remembered = checkpoint.remembered.iter().copied();
+        let user = |saved: &SavedUser| {
+            let noted = saved.stage != Stage::Preparing;
+            let user = User { name: saved.name, local: saved.local, decided: noted, noted };
+            (saved.first, user)
+        };
+        let second = |saved: &SavedUser| match saved.stage {
+            Stage::Finishing { second, decree } => Some((second, (saved.first, decree))),
+            Stage::Preparing | Stage::Prepared => None,
+        };
         Self {
             me: checkpoint.node,
             forgotten: checkpoint.forgotten,
             next: checkpoint.next.max(checkpoint.forgotten[checkpoint.node.index()]),
-            found: remembered.filter(|(gid, _)| is_ours(gid)).collect(),
+            found: checkpoint.remembered.iter().copied().collect(),
             marked: BTreeMap::new(),
             open: BTreeSet::new(),
+            users: checkpoint.users.iter().map(user).collect(),
+            seconds: checkpoint.users.iter().filter_map(second).collect(),
         }
     }
 
@@ -107,7 +181,7 @@ impl Restart {
         word.gid().into_iter().for_each(|gid| self.number(gid));
         match word {
             Word::Announced { gid, local } => {
-                self.say(gid, Found::AnnouncedOnly { local });
+                self.found.insert(gid, Found::AnnouncedOnly { local });
             }
             Word::Marked { xid, gid } => {
                 self.marked.insert(xid, gid);
@@ -121,21 +195,33 @@ impl Restart {
             Word::Committed { xid, gid } => {
                 for gid in [self.marked.remove(&xid), gid].into_iter().flatten() {
                     closed = closed.or(self.open.take(&gid));
-                    self.say(gid, Found::Committed);
+                    self.found.insert(gid, Found::Committed);
                 }
             }
             // An own announced one stays announced: nobody but this node can refuse it, and it
             // does so as soon as it is found.
             Word::AbortAccepted(gid) if gid.origin != self.me || !self.found.contains_key(&gid) => {
-                self.say(gid, Found::AbortAccepted { prepared: false });
+                self.found.insert(gid, Found::AbortAccepted { prepared: false });
             }
             Word::AbortAccepted(_) => {}
             // It replaces what the journal said before (specs/adr/0100).
             Word::Installed { gid, accepted_abort: true } => {
-                self.say(gid, Found::AbortAccepted { prepared: true });
+                self.found.insert(gid, Found::AbortAccepted { prepared: true });
             }
             Word::Installed { gid, accepted_abort: false } => {
                 self.found.remove(&gid);
+            }
+            Word::User { xid, gid, operation: Operation::Prepare(name), decided } => {
+                self.users.insert(gid, User { name, local: xid, decided, noted: false });
+            }
+            Word::User { gid, operation: Operation::Finish { first, decree }, .. } => {
+                self.seconds.insert(gid, (first, decree));
+            }
+            Word::UserPrepared(gid) => {
+                if let Some(user) = self.users.get_mut(&gid) {
+                    (user.decided, user.noted) = (true, true);
+                }
+                self.found.insert(gid, Found::Committed);
             }
         }
         closed
@@ -144,7 +230,7 @@ impl Restart {
     /// Every name in the log counts, whatever became of it: abort may have been accepted for one
     /// whose announcement never got there, and then others have heard of it.
     fn number(&mut self, gid: Gid) {
-        if is_ours(&gid) && gid.origin == self.me {
+        if gid.origin == self.me {
             self.next = self.next.max(Xid(gid.xid.0.saturating_add(1)));
         }
     }
@@ -161,20 +247,23 @@ impl Restart {
         self.next
     }
 
-    fn say(&mut self, gid: Gid, found: Found) {
-        if is_ours(&gid) {
-            self.found.insert(gid, found);
-        }
-    }
-
     /// The list, given what is prepared now and which of this node's own transactions the commit
     /// log shows committed. What is finished and forgotten is left out.
     pub fn finish(
         mut self,
-        prepared: &BTreeSet<Gid>,
+        prepared: &Prepared,
         mut is_committed: impl FnMut(LocalXid) -> bool,
-    ) -> Vec<(Gid, Found)> {
-        for gid in prepared.iter().filter(|gid| is_ours(gid)) {
+    ) -> Findings {
+        let mut undecided = prepared.gids.clone();
+        let is_there = |user: &User| prepared.local.contains(&user.local);
+        for (first, user) in self.users.iter().filter(|(_, user)| is_there(user)) {
+            if user.decided {
+                self.found.insert(*first, Found::Committed);
+            } else {
+                undecided.insert(*first);
+            }
+        }
+        for gid in &undecided {
             let last = self.found.entry(*gid).or_insert(Found::Prepared);
             if !matches!(last, Found::AbortAccepted { .. }) {
                 *last = Found::Prepared;
@@ -185,19 +274,44 @@ impl Restart {
                 Found::AnnouncedOnly { local } if gid.origin == self.me && is_committed(*local) => {
                     *last = Found::Committed;
                 }
-                Found::AbortAccepted { prepared: still } => *still = prepared.contains(gid),
+                Found::AbortAccepted { prepared: still } => *still = undecided.contains(gid),
                 Found::AnnouncedOnly { .. }
                 | Found::Prepared
                 | Found::Committed
                 | Found::Aborted => {}
             }
         }
+        let users = self.users.iter().filter(|(_, user)| is_there(user));
+        let users = users.map(|(first, user)| self.found_user(*first, user, &undecided)).collect();
         let forgotten = self.forgotten;
         let matters = |(gid, last): &(Gid, Found)| {
             let finished = matches!(last, Found::Committed | Found::Aborted);
             !finished || gid.xid >= forgotten[gid.origin.index()]
         };
-        self.found.into_iter().filter(matters).collect()
+        Findings { found: self.found.into_iter().filter(matters).collect(), users }
+    }
+
+    /// Where it stands, once it is known what is prepared and what is committed. Of the second
+    /// operations that were ever begun, one at most is committed; one that is not prepared has left
+    /// nothing here.
+    fn found_user(&self, first: Gid, user: &User, undecided: &BTreeSet<Gid>) -> FoundUser {
+        let seconds = || self.seconds.iter().filter(|(_, (of, _))| *of == first);
+        let is_committed = |gid: &Gid| self.found.get(gid) == Some(&Found::Committed);
+        let ended = seconds().find(|(gid, _)| is_committed(gid));
+        let open = || seconds().find(|(gid, _)| undecided.contains(gid));
+        let stage = match ended.or_else(open) {
+            Some((second, (_, decree))) => Stage::Finishing { second: *second, decree: *decree },
+            None if user.decided => Stage::Prepared,
+            None => Stage::Preparing,
+        };
+        FoundUser {
+            first,
+            name: user.name,
+            local: user.local,
+            stage,
+            unnoted: user.decided && !user.noted,
+            ended: ended.is_some(),
+        }
     }
 }
 

@@ -41,6 +41,22 @@ impl Name {
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
     }
+
+    /// Appends its length and its bytes.
+    pub fn encode(&self, w: &mut Writer<'_>) {
+        w.u8(self.len);
+        w.raw(self.as_bytes());
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// When the bytes are none.
+    pub fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let long = r.error(DecodeErrorKind::Range("name"));
+        let len = usize::from(r.u8()?);
+        Self::new(r.take(len)?).ok_or(long)
+    }
 }
 
 impl fmt::Display for Name {
@@ -76,8 +92,7 @@ impl Operation {
         match self {
             Self::Prepare(name) => {
                 w.u8(b'p');
-                w.u8(name.len);
-                w.raw(name.as_bytes());
+                name.encode(w);
             }
             Self::Finish { first, decree: Decree::Commit } => {
                 w.u8(b'c');
@@ -97,11 +112,7 @@ impl Operation {
     pub fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let unknown = r.error(DecodeErrorKind::Unknown("user's operation"));
         match r.u8()? {
-            b'p' => {
-                let long = r.error(DecodeErrorKind::Range("name"));
-                let len = usize::from(r.u8()?);
-                Name::new(r.take(len)?).map(Self::Prepare).ok_or(long)
-            }
+            b'p' => Ok(Self::Prepare(Name::decode(r)?)),
             b'c' => Ok(Self::Finish { first: Gid::decode(r)?, decree: Decree::Commit }),
             b'r' => Ok(Self::Finish { first: Gid::decode(r)?, decree: Decree::Abort }),
             _ => Err(unknown),
@@ -116,8 +127,13 @@ pub enum Stage {
     Preparing,
     /// It waits for its user, for as long as he likes.
     Prepared,
-    /// This second operation holds it and is not decided here.
-    Finishing(Gid),
+    /// This second operation holds it and is not decided here, or not done.
+    Finishing {
+        /// The second operation.
+        second: Gid,
+        /// What it makes of the user's transaction.
+        decree: Decree,
+    },
 }
 
 /// A user's transaction on this node, kept under the gid of its first operation.
@@ -125,6 +141,8 @@ pub enum Stage {
 pub struct User {
     /// The user's name for it.
     pub name: Name,
+    /// Its number in this server, 32 bits as in the log; 0 while it is not known.
+    pub local: u32,
     /// Where it stands.
     pub stage: Stage,
 }
@@ -183,13 +201,13 @@ impl<'a> Users<'a> {
     pub fn hold(&mut self, gid: Gid, operation: &Operation) -> Result<(), Obstacle> {
         match operation {
             Operation::Prepare(name) => self.hold_name(gid, *name),
-            Operation::Finish { first, .. } => {
+            Operation::Finish { first, decree } => {
                 let user = self.table.get_mut(first).ok_or(Obstacle::NotPrepared)?;
                 match user.stage {
                     Stage::Preparing => Err(Obstacle::Busy(*first)),
-                    Stage::Finishing(holder) if holder != gid => Err(Obstacle::Busy(holder)),
-                    Stage::Prepared | Stage::Finishing(_) => {
-                        user.stage = Stage::Finishing(gid);
+                    Stage::Finishing { second, .. } if second != gid => Err(Obstacle::Busy(second)),
+                    Stage::Prepared | Stage::Finishing { .. } => {
+                        user.stage = Stage::Finishing { second: gid, decree: *decree };
                         Ok(())
                     }
                 }
@@ -204,13 +222,34 @@ impl<'a> Users<'a> {
         match self.by_name(&name) {
             None => {}
             Some((holder, User { stage: Stage::Preparing, .. }))
-            | Some((_, User { stage: Stage::Finishing(holder), .. })) => {
+            | Some((_, User { stage: Stage::Finishing { second: holder, .. }, .. })) => {
                 return Err(Obstacle::Busy(holder));
             }
             Some((_, User { stage: Stage::Prepared, .. })) => return Err(Obstacle::InUse),
         }
-        let user = User { name, stage: Stage::Preparing };
+        let user = User { name, local: 0, stage: Stage::Preparing };
         self.table.entry(gid, || user).map(|_| ()).map_err(|_| Obstacle::TableFull)
+    }
+
+    /// Notes under which number this server knows the transaction of this first operation.
+    pub fn known_as(&mut self, first: &Gid, local: u32) {
+        if let Some(user) = self.table.get_mut(first) {
+            user.local = local;
+        }
+    }
+
+    /// The operation of this transaction, while it holds a name or has made a transaction
+    /// user-prepared.
+    pub fn operation_of(&self, gid: &Gid) -> Option<Operation> {
+        if let Some(user) = self.table.get(gid) {
+            return Some(Operation::Prepare(user.name));
+        }
+        self.iter().find_map(|(first, user)| match user.stage {
+            Stage::Finishing { second, decree } if second == *gid => {
+                Some(Operation::Finish { first: *first, decree })
+            }
+            _ => None,
+        })
     }
 
     /// The operation ended on this node, durably: committed, or without any effect (aborted,
@@ -231,7 +270,7 @@ impl<'a> Users<'a> {
             }
             (Operation::Finish { first, .. }, _) => {
                 let Some(user) = self.table.get_mut(first) else { return };
-                if user.stage == Stage::Finishing(gid) {
+                if matches!(user.stage, Stage::Finishing { second, .. } if second == gid) {
                     user.stage = Stage::Prepared;
                     if outcome == Decree::Commit {
                         self.table.remove(first);
@@ -246,7 +285,7 @@ impl<'a> Users<'a> {
     /// # Errors
     /// When there is no place for it.
     pub fn restore(&mut self, first: Gid, name: Name) -> Result<(), Obstacle> {
-        let user = User { name, stage: Stage::Prepared };
+        let user = User { name, local: 0, stage: Stage::Prepared };
         self.table.entry(first, || user).map(|_| ()).map_err(|_| Obstacle::TableFull)
     }
 }

@@ -8,11 +8,10 @@
 //! | `G` | generations | `mtm_generations::Message` |
 //! | `P` | transactions | [`PeerMessage`] |
 //! | `R` | a refusal with its texts | the gid, SQLSTATE (5 bytes), message, detail |
-//! | `U` | users' two-phase transactions | [`Message`] |
 //! | `L` | a sign of life with the end of the sender's flushed log | 8 bytes, then 8 of its clock |
 //! | `H` | the answer to it | the 8 bytes of the clock |
 
-use crate::message::{MAX_TEXT, Message, Refusal};
+use crate::message::{MAX_TEXT, Refusal};
 use crate::peer_message::PeerMessage;
 use mtm_core::wire::{DecodeError, DecodeErrorKind, Reader, Writer};
 use mtm_core::{Gid, Instant, Lsn};
@@ -21,7 +20,6 @@ use mtm_generations as generations;
 const GENERATION: u8 = b'G';
 const PEER: u8 = b'P';
 const REFUSED: u8 = b'R';
-const USER: u8 = b'U';
 const ALIVE: u8 = b'L';
 const HEARD: u8 = b'H';
 
@@ -34,8 +32,6 @@ pub enum Wire<'a> {
     Peer(PeerMessage),
     /// Means [`PeerMessage::Refused`], and says why.
     Refused(Gid, Refusal<'a>),
-    /// About a user's two-phase transaction.
-    User(Message<'a>),
     /// A sign of life: the end of the sender's flushed log, and its own clock.
     Alive(Lsn, Instant),
     /// The peer has heard the sign of life that was sent then.
@@ -59,10 +55,6 @@ impl<'a> Wire<'a> {
                 w.u8(REFUSED);
                 gid.encode(&mut w);
                 refusal.encode(&mut w);
-            }
-            Self::User(message) => {
-                out.push(USER);
-                message.encode(out);
             }
             Self::Alive(lsn, at) => {
                 let mut w = Writer::new(out);
@@ -108,7 +100,6 @@ impl<'a> Wire<'a> {
                 r.finish()?;
                 Self::Heard(at)
             }
-            USER => Self::User(Message::decode(rest)?),
             _ => return Err(unknown),
         })
     }
@@ -145,7 +136,6 @@ mod tests {
     use super::*;
     use mtm_core::{GenNum, NodeId, NodeSet, Xid};
     use mtm_generations::{Elected, Generation};
-    use mtm_paxos::commit::Decree;
     use proptest::prelude::*;
 
     #[derive(Clone, Debug)]
@@ -159,7 +149,7 @@ mod tests {
 
     fn any_parts() -> impl Strategy<Value = Parts> {
         let texts = ("\\PC{0,200}", "\\PC{0,300}");
-        (1u8..=16, any::<(u64, u64, u64)>(), 0u64..1 << 16, texts, 0u8..16).prop_map(
+        (1u8..=16, any::<(u64, u64, u64)>(), 0u64..1 << 16, texts, 0u8..12).prop_map(
             |(node, (x, g, num), set, texts, which)| {
                 let origin = NodeId::new(node).unwrap();
                 let gid = Gid { origin, xid: Xid(x), generation: GenNum(g) };
@@ -192,12 +182,8 @@ mod tests {
             6 => Wire::Peer(PeerMessage::AskReport(gid, num)),
             7 => Wire::Peer(PeerMessage::Refused(gid)),
             8 | 9 => Wire::Refused(gid, refusal),
-            10 => Wire::User(Message::Refused(gid, refusal)),
-            11 => Wire::User(Message::Heartbeat { connected: set, ready: true }),
-            12 => Wire::User(Message::Decided(gid, Decree::Commit)),
-            13 => Wire::Alive(Lsn(gid.xid.0), Instant(num.0)),
-            14 => Wire::Heard(Instant(gid.xid.0)),
-            _ => Wire::User(Message::Prepared(gid)),
+            10 => Wire::Alive(Lsn(gid.xid.0), Instant(num.0)),
+            _ => Wire::Heard(Instant(gid.xid.0)),
         }
     }
 
@@ -225,7 +211,7 @@ mod tests {
         }
 
         #[test]
-        fn what_reads_encodes_to_the_same_bytes(bytes: Vec<u8>, channel in "[GPRULH]") {
+        fn what_reads_encodes_to_the_same_bytes(bytes: Vec<u8>, channel in "[GPRLH]") {
             let sent = [channel.as_bytes(), &bytes].concat();
             for sent in [sent, bytes] {
                 if let Ok(message) = Wire::decode(&sent) {
@@ -253,11 +239,10 @@ mod tests {
             first(Wire::Generation(vote)),
             first(Wire::Peer(PeerMessage::Prepared(gid))),
             first(Wire::Refused(gid, refusal)),
-            first(Wire::User(Message::Prepared(gid))),
             first(Wire::Alive(Lsn(7), Instant(1))),
             first(Wire::Heard(Instant(1))),
         ];
-        assert_eq!(all, *b"GPRULH");
+        assert_eq!(all, *b"GPRLH");
         assert!(Wire::decode(b"").is_err() && Wire::decode(b"x").is_err());
     }
 

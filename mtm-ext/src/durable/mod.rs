@@ -25,7 +25,7 @@ use core::sync::atomic::Ordering;
 use file::Error;
 use mtm_core::{Gid, Lsn, NodeId, Xid};
 use mtm_generations::Record;
-use mtm_node::{Below, Checkpoint, Found};
+use mtm_node::{Below, Checkpoint, Found, SavedUser};
 
 /// Reads the generation record. A configured node must have one: an ERROR otherwise.
 pub fn read_record(me: NodeId, cluster: u64) -> Record {
@@ -61,11 +61,18 @@ pub fn found_at_start(me: NodeId) -> Start {
 /// Saves what a restart must know, and lets go of the log before `start`, a position that was read
 /// before the rest. If the file cannot be written, the checkpoint before it
 /// still stands.
-pub fn take_checkpoint(remembered: Vec<(Gid, Found)>, forgotten: Below, next: Xid, start: Lsn) {
+pub fn take_checkpoint(
+    remembered: Vec<(Gid, Found)>,
+    users: Vec<SavedUser>,
+    forgotten: Below,
+    next: Xid,
+    start: Lsn,
+) {
     let header = shmem::header();
     let Some(node) = header.me() else { return };
     let cluster = header.cluster_id.load(Ordering::Relaxed);
-    if let Err(error) = save(&Checkpoint { node, cluster, start, forgotten, next, remembered }) {
+    let saved = Checkpoint { node, cluster, start, forgotten, next, remembered, users };
+    if let Err(error) = save(&saved) {
         report::warning(error.to_string(), "", error.hint);
     }
 }

@@ -1,16 +1,17 @@
 //! What a restarting node finds.
 
 use super::{Error, checkpoint};
-use crate::pg::{message, sqlrun};
 use crate::pg::walscan::{self, Item};
 use crate::pg::xact::{self, XidStatus};
+use crate::pg::{message, sqlrun};
+use crate::users;
 use mtm_core::wire::DecodeError;
 use mtm_core::{Gid, LocalXid, Lsn, NodeId, Xid};
 use mtm_logrep::journal::{self, Entry};
-use mtm_node::restart::{Restart, Word};
+use mtm_node::restart::{Findings, FoundUser, Prepared, Restart, Word};
 use mtm_node::{Below, Found};
 use pgrx::spi::Spi;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// What to feed to the machine before `ScanComplete`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct Start {
     pub next: Xid,
     /// For `Found`, each once, in the order of gids.
     pub found: Vec<(Gid, Found)>,
+    /// Users' two-phase transactions.
+    pub users: Vec<FoundUser>,
     /// Where the log was read from: the last checkpoint's start.
     pub from: Lsn,
     /// Where it was read to.
@@ -59,7 +62,7 @@ pub(super) fn found_at_start(me: NodeId, cluster: u64) -> Result<Start, Error> {
     let next = restart.next();
     let mut prepared = prepared();
     for gid in restart.open() {
-        if prepared.insert(*gid) {
+        if prepared.gids.insert(*gid) {
             let rows = rows.get(gid).map(Vec::as_slice).unwrap_or_default();
             crate::worker::apply_again(gid, rows);
             pgrx::log!("multimaster: transaction {gid}, promised before the start, is prepared");
@@ -67,16 +70,13 @@ pub(super) fn found_at_start(me: NodeId, cluster: u64) -> Result<Start, Error> {
         // From here on PREPARE is what says that it is there.
         message::flush(message::log(c"mtm-closed", &journal::gid_bytes(gid), false));
     }
-    let found = restart.finish(&prepared, is_committed);
+    let Findings { found, users } = restart.finish(&prepared, is_committed);
     let (forgotten, from) = (saved.forgotten, saved.start);
-    Ok(Start { forgotten, next, found, from, to: scanned.to, records: scanned.records })
+    Ok(Start { forgotten, next, found, users, from, to: scanned.to, records: scanned.records })
 }
 
 /// What a record says about a transaction's fate, if anything.
-fn word_of(
-    item: Item<'_>,
-    rows: &mut BTreeMap<Gid, Vec<u8>>,
-) -> Result<Option<Word>, DecodeError> {
+fn word_of(item: Item<'_>, rows: &mut BTreeMap<Gid, Vec<u8>>) -> Result<Option<Word>, DecodeError> {
     let gid_of = |text: &str| text.parse::<Gid>().ok();
     Ok(match item {
         Item::Commit { xid, gid } => Some(Word::Committed { xid, gid: gid.and_then(gid_of) }),
@@ -87,6 +87,11 @@ fn word_of(
                 Some(Word::Announced { gid: announced.gid, local: announced.xid })
             }
             Some(Entry::Marker(gid)) => Some(Word::Marked { xid, gid }),
+            Some(Entry::User(work)) => {
+                let (gid, operation) = (work.gid, users::operation(&work.operation)?);
+                Some(Word::User { xid, gid, operation, decided: work.decided })
+            }
+            Some(Entry::UserPrepared(prepared)) => Some(Word::UserPrepared(prepared.gid)),
             Some(Entry::AbortAccepted(gid)) => Some(Word::AbortAccepted(gid)),
             Some(Entry::Installed(installed)) => Some(Word::Installed {
                 gid: installed.gid,
@@ -103,17 +108,21 @@ fn word_of(
     })
 }
 
-/// Transactions of the cluster that are prepared now.
-fn prepared() -> BTreeSet<Gid> {
-    let gids: Vec<String> = sqlrun::in_transaction(|| {
+/// What is prepared now.
+fn prepared() -> Prepared {
+    let all: Vec<(Option<String>, i64)> = sqlrun::in_transaction(|| {
         Spi::connect(|client| {
-            let sql = "SELECT gid FROM pg_catalog.pg_prepared_xacts \
+            let sql = "SELECT CASE WHEN pg_catalog.starts_with(gid, 'MTM-') THEN gid END, \
+                       transaction::pg_catalog.text::pg_catalog.int8 \
+                       FROM pg_catalog.pg_prepared_xacts \
                        WHERE database = pg_catalog.current_database()";
             let rows = client.select(sql, None, &[]).expect("a plain query");
-            rows.filter_map(|row| row.get::<String>(1).ok().flatten()).collect()
+            rows.filter_map(|row| Some((row.get(1).ok()?, row.get(2).ok()??))).collect()
         })
     });
-    gids.iter().filter_map(|text| text.parse().ok()).collect()
+    let gids = all.iter().filter_map(|(text, _)| text.as_ref()?.parse().ok()).collect();
+    let local = all.iter().filter_map(|(_, local)| u32::try_from(*local).ok()).collect();
+    Prepared { gids, local }
 }
 
 /// Whether the commit log shows this node's own transaction committed. What it has dropped was

@@ -5,13 +5,15 @@
 
 use crate::pg::shmem::{self, Backend, RefusalCopy};
 use crate::pg::{message, proc, walwake, xact};
+use crate::users::{self, Work};
 use crate::{cluster, guc, machine};
 use core::cell::Cell;
 use mtm_core::{Gid, LocalXid, Lsn, NodeSet};
 use mtm_generations::NodeStatus;
 use mtm_logrep::announcement::{self, Announcement};
+use mtm_node::user::{Obstacle, Operation};
 use mtm_node::{Effect, Input, Outcome, Rejection, Role};
-use mtm_paxos::commit::CoordinatorState;
+use mtm_paxos::commit::{CoordinatorState, Decree};
 use pgrx::{PgSqlErrorCode, ereport};
 
 thread_local! {
@@ -35,9 +37,10 @@ const ROOM_AGAIN_US: u64 = 10_000;
 const LOOK_US: u64 = 500_000;
 
 /// Why a transaction is aborted.
-pub(super) enum Cause {
+enum Cause {
     Refused(RefusalCopy),
     LostConflict(Gid),
+    LostName(Gid),
     LostPeers(NodeSet),
     Interrupted,
 }
@@ -46,8 +49,7 @@ pub(super) enum Cause {
 pub fn pre_commit() {
     announce_used_sequences();
     let Some(xid) = xid_to_announce() else { return };
-    let (gid, announced) = decide(xid);
-    DECIDED.set(Some(gid));
+    let announced = decide(xid, super::twophase::work().as_ref());
     xact::mark_commit_record(announced);
     walwake::suppress();
 }
@@ -60,22 +62,33 @@ pub(super) fn announce_used_sequences() {
     }
 }
 
+/// XACT_EVENT_PREPARE: the record is durable. The statement does the rest.
+pub fn prepared() {
+    walwake::restore();
+    if let Some(gid) = DECIDED.take() {
+        super::twophase::durable(gid);
+    }
+}
+
 /// XACT_EVENT_COMMIT: the commit record is durable, so the decision may leave.
 pub fn committed() {
     walwake::restore();
     let Some(gid) = DECIDED.take() else { return };
+    if super::twophase::durable(gid) {
+        return;
+    }
     machine::feed(Input::CommitDurable(gid));
     if guc::WAIT_PEER_COMMITS.get() {
         AWAITED.set(Some(gid));
     }
 }
 
-/// XACT_EVENT_ABORT and XACT_EVENT_PREPARE.
+/// XACT_EVENT_ABORT.
 pub fn ended() {
     walwake::restore();
-    super::twophase::ended();
+    super::twophase::forget();
     AWAITED.set(None);
-    if let Some(gid) = DECIDED.take() {
+    if let Some(gid) = DECIDED.take().or_else(super::twophase::is_durable) {
         // The others may have been told by nobody but this process, which did not: after the
         // restart this node refuses it, and so do all.
         ereport!(
@@ -86,18 +99,30 @@ pub fn ended() {
         );
     }
     let Some(gid) = ANNOUNCED.take() else { return };
-    if IN_BARRIER.replace(false) {
-        machine::feed(Input::AnnouncementFailed(gid));
-    } else {
-        machine::feed(Input::Cancel(gid));
-    }
+    let input = match IN_BARRIER.replace(false) {
+        true => Input::AnnouncementFailed(gid),
+        false => Input::Cancel(gid),
+    };
+    machine::feed_after(input, |state| state.end_operation(&gid, Decree::Abort));
     free_mine();
 }
 
 /// After the transaction's locks are released: waits for the members' commits if so set.
 pub fn locks_released() {
-    super::twophase::locks_released();
+    if super::twophase::is_durable().is_some() {
+        return;
+    }
     if let Some(gid) = AWAITED.take() {
+        await_peers(gid);
+    }
+    if ANNOUNCED.take().is_some() {
+        free_mine();
+    }
+}
+
+/// An operation on a user's transaction is done here: waits for the members' commits if so set.
+pub(super) fn done(gid: Gid) {
+    if guc::WAIT_PEER_COMMITS.get() {
         await_peers(gid);
     }
     if ANNOUNCED.take().is_some() {
@@ -122,38 +147,40 @@ fn wrote_something_replicated() -> bool {
             .any(|relation| xact::is_logged_table(relation) && !crate::hook::is_local(relation))
 }
 
-/// Announces the transaction and waits for the outcome; returns its name and the announcement's
-/// end if that is commit and raises an ERROR otherwise.
-fn decide(xid: LocalXid) -> (Gid, Lsn) {
+/// Announces the transaction, with what it does to a user's if anything, and waits for the outcome;
+/// returns the announcement's end if that is commit and raises an ERROR otherwise.
+pub(super) fn decide(xid: LocalXid, work: Option<&Work>) -> Lsn {
     xact::check_serializable();
     crate::pg::ddl::note_unchecked();
     let children = xact::committed_children();
-    let gid = stamp(xid);
+    let gid = stamp(xid, work.map(|work| work.operation));
     ANNOUNCED.set(Some(gid));
     IN_BARRIER.set(true);
-    let announced = write_announcement(&gid, xid, &children);
+    let announced = write_announcement(&gid, xid, &children, work);
     machine::feed(Input::AnnouncementWritten(gid));
     IN_BARRIER.set(false);
     message::flush(announced);
     machine::feed(Input::AnnouncementDurable(gid));
     await_outcome(gid);
-    (gid, announced)
+    DECIDED.set(Some(gid));
+    announced
 }
 
 /// Enters the barrier of the node's generation. While too much is unfinished, it waits: this
 /// node's share of the members' tables becomes free as transactions are forgotten.
-fn stamp(xid: LocalXid) -> Gid {
+fn stamp(xid: LocalXid, operation: Option<Operation>) -> Gid {
     let start = proc::now();
     loop {
-        match machine::announce(xid) {
-            None => refuse_unless_online(),
-            Some(Effect::WriteAnnouncement(gid)) => return gid,
-            Some(Effect::Rejected(_, Rejection::TableFull))
+        match machine::announce(xid, operation) {
+            Err(obstacle) => super::twophase::raise_taken(obstacle),
+            Ok(None) => refuse_unless_online(),
+            Ok(Some(Effect::WriteAnnouncement(gid))) => return gid,
+            Ok(Some(Effect::Rejected(_, Rejection::TableFull)))
                 if proc::now().since(start) < ROOM_US =>
             {
                 proc::wait(None, Some(ROOM_AGAIN_US));
             }
-            Some(Effect::Rejected(_, Rejection::TableFull)) => {
+            Ok(Some(Effect::Rejected(_, Rejection::TableFull))) => {
                 ereport!(
                     ERROR,
                     PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
@@ -163,7 +190,7 @@ fn stamp(xid: LocalXid) -> Gid {
                 );
             }
             // The generation changes just now.
-            Some(_) => {
+            Ok(Some(_)) => {
                 proc::wait(None, Some(5_000));
             }
         }
@@ -184,11 +211,15 @@ pub(super) fn refuse_unless_online() {
 }
 
 /// Inserts the marker and the announcement, which becomes this node's own vote once it is durable.
-pub(super) fn write_announcement(gid: &Gid, xid: LocalXid, children: &[u32]) -> Lsn {
+fn write_announcement(gid: &Gid, xid: LocalXid, children: &[u32], work: Option<&Work>) -> Lsn {
     let mut content = Vec::with_capacity(40 + 4 * children.len());
     // The marker belongs to the transaction: it gives it a base snapshot in every decoder, and
     // tells its name wherever it is replayed.
     write_marker(gid);
+    if let Some(work) = work {
+        // Prepared here only once it is decided.
+        users::write(gid, work, true);
+    }
     Announcement::encode(gid, xid, children.iter().copied(), &mut content);
     debug_assert_eq!(announcement::PREFIX, "mtm");
     message::log(c"mtm", &content, false)
@@ -266,6 +297,9 @@ fn cause_here(look: Look) -> Option<Cause> {
     if let Some(refusal) = look.refusal {
         return Some(Cause::Refused(refusal));
     }
+    if let Some(winner) = look.place.lost_to.filter(|_| look.place.lost_name) {
+        return Some(Cause::LostName(winner));
+    }
     if let Some(winner) = look.place.lost_to {
         return Some(Cause::LostConflict(winner));
     }
@@ -307,10 +341,11 @@ fn await_settlement(gid: Gid, cause: Option<Cause>) -> ! {
 }
 
 /// Tells the client that its transaction is rolled back, and why.
-pub(super) fn raise(gid: Gid, cause: Option<Cause>) -> ! {
+fn raise(gid: Gid, cause: Option<Cause>) -> ! {
     match cause {
         Some(Cause::Refused(refusal)) => raise_refusal(gid, &refusal),
         Some(Cause::LostConflict(winner)) => raise_conflict(gid, winner),
+        Some(Cause::LostName(winner)) => super::twophase::raise_taken(Obstacle::Busy(winner)),
         Some(Cause::LostPeers(lost)) => raise_lost(gid, lost),
         Some(Cause::Interrupted) | None => proc::check_interrupts(),
     }
@@ -353,7 +388,7 @@ fn raise_unknown(gid: Gid, cause: Option<Cause>) -> ! {
 }
 
 /// Numbers of nodes, for a message.
-pub(super) fn list(nodes: NodeSet) -> String {
+fn list(nodes: NodeSet) -> String {
     nodes.iter().map(|node| node.to_string()).collect::<Vec<_>>().join(", ")
 }
 

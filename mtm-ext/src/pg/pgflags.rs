@@ -186,10 +186,8 @@ pub unsafe fn marker(txn: *mut pg_sys::ReorderBufferTXN) -> Option<Gid> {
             let change = node.byte_sub(offset).cast::<pg_sys::ReorderBufferChange>();
             if (*change).action == kind {
                 let message = (*change).data.msg;
-                let content = core::slice::from_raw_parts(
-                    message.message.cast::<u8>(),
-                    message.message_size,
-                );
+                let content =
+                    core::slice::from_raw_parts(message.message.cast::<u8>(), message.message_size);
                 if CStr::from_ptr(message.prefix).to_bytes() == MARKER_PREFIX.as_bytes() {
                     return gid_from_bytes(content).ok();
                 }

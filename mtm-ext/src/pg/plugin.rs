@@ -14,9 +14,11 @@ use super::rows::{Encoded, RowEncoder, Unidentified};
 use super::{pgflags as flags, plugin_marks, plugin_options, plugin_recovery, plugin_stream};
 use core::ffi::{CStr, c_char, c_int};
 use mtm_core::{Gid, Lsn};
-use mtm_logrep::announcement::{Announcement, DDL_PREFIX, MARKER_PREFIX, PREFIX};
+use mtm_logrep::announcement::{
+    Announcement, DDL_PREFIX, MARKER_PREFIX, PREFIX, USER_PREFIX, USER_PREPARED_PREFIX,
+};
 use mtm_logrep::ddl::{self, Rows};
-use mtm_logrep::journal;
+use mtm_logrep::journal::{self, UserPrepared};
 use mtm_logrep::row::RowWriter;
 use mtm_logrep::stream::StreamMessage;
 use pgrx::pg_sys;
@@ -305,6 +307,15 @@ unsafe extern "C-unwind" fn message(
             if plugin.current.as_ref().is_some_and(|current| !current.failed) {
                 take_ddl(plugin, content);
             }
+        } else if transactional && prefix == USER_PREFIX.as_bytes() {
+            let plugin = plugin(ctx);
+            if plugin.current.as_ref().is_some_and(|current| !current.failed) {
+                RowWriter::new(&mut plugin.buffer).user(content);
+            }
+        } else if !transactional && prefix == USER_PREPARED_PREFIX.as_bytes() {
+            // The commit record of a first operation.
+            let gid = user_prepared(content).gid;
+            send(ctx, &StreamMessage::CommitMark { gid, lsn: Lsn(lsn) });
         } else if transactional && prefix == MARKER_PREFIX.as_bytes() {
             take_marker(ctx, txn, content);
         } else if !transactional && prefix == PREFIX.as_bytes() {
@@ -326,6 +337,14 @@ pub(super) fn take_ddl(plugin: &mut Plugin, content: &[u8]) {
             }
         }
         Err(error) => pgrx::error!("malformed DDL message in the log: {error}"),
+    }
+}
+
+/// Reads the note that a user's transaction is user-prepared.
+pub(super) fn user_prepared(content: &[u8]) -> UserPrepared {
+    match UserPrepared::decode(content) {
+        Ok(prepared) => prepared,
+        Err(error) => pgrx::error!("malformed note of a prepared transaction in the log: {error}"),
     }
 }
 

@@ -10,15 +10,17 @@
 
 use super::pgflags as flags;
 use super::plugin::{Context, PIECE_BYTES, Txn};
-use super::plugin::{encode_row, plugin, send, take_ddl, take_marker, write};
+use super::plugin::{encode_row, plugin, send, take_ddl, take_marker, user_prepared, write};
 use super::rows::Encoded;
 use core::ffi::{CStr, c_char, c_int};
 use mtm_core::{GenNum, Gid, Lsn};
 use mtm_logrep::announcement::{
     Announcement, DDL_PREFIX, MARKER_PREFIX, PARALLEL_SAFE_PREFIX, PREFIX, SYNCPOINT_PREFIX,
+    USER_PREFIX, USER_PREPARED_PREFIX,
 };
 use mtm_logrep::ddl::Rows;
-use mtm_logrep::journal::{Forgotten, ParallelSafe};
+use mtm_logrep::journal::{Forgotten, ParallelSafe, UserPrepared, UserWork};
+use mtm_logrep::row::RowWriter;
 use mtm_logrep::stream::StreamMessage;
 use pgrx::{PgSqlErrorCode, ereport, pg_sys};
 
@@ -34,13 +36,33 @@ pub(super) struct Recovery {
     sent: bool,
     /// Why it cannot be sent; an error as soon as it is known to be one of the cluster's.
     failure: Option<String>,
-    /// It is prepared and undecided: its name, and whether abort was accepted.
-    held: Option<(Gid, bool)>,
+    /// It is prepared: why it is replayed nevertheless.
+    prepared: Option<Prepared>,
+    /// A user's transaction that a record just read ends: its number.
+    ends_users: Option<u32>,
+}
+
+/// Why a prepared transaction is replayed.
+#[derive(Debug)]
+enum Prepared {
+    /// It was held, undecided, at ParallelSafe; and whether abort was accepted.
+    Held(Gid, bool),
+    /// It is user-prepared, which is the commit of what it says; the place of that.
+    Users(UserPrepared, Lsn),
+}
+
+impl Prepared {
+    const fn gid(&self) -> Gid {
+        match self {
+            Self::Held(gid, _) => *gid,
+            Self::Users(prepared, _) => prepared.gid,
+        }
+    }
 }
 
 impl Recovery {
     pub(super) const fn new(hold: Option<GenNum>) -> Self {
-        Self { hold, sent: false, failure: None, held: None }
+        Self { hold, sent: false, failure: None, prepared: None, ends_users: None }
     }
 }
 
@@ -89,9 +111,13 @@ unsafe extern "C-unwind" fn filter_prepare(
     // SAFETY: within a callback, with its arguments.
     unsafe {
         let gid = CStr::from_ptr(gid).to_str().ok().and_then(|text| text.parse::<Gid>().ok());
-        if let Some(gid) = gid
-            && let Some(txn) = flags::find((*ctx).reorder, |txn| (*txn).xid == xid)
-        {
+        let Some(gid) = gid else {
+            // A user's: what it says is committed where it is noted to be user-prepared. That it
+            // is prepared or ended is another operation's doing.
+            plugin(ctx).recovery.ends_users = Some(xid.into_inner());
+            return true;
+        };
+        if let Some(txn) = flags::find((*ctx).reorder, |txn| (*txn).xid == xid) {
             flags::set_name((*ctx).reorder, txn, &gid);
         }
     }
@@ -192,6 +218,13 @@ unsafe extern "C-unwind" fn message(
                 take_ddl(plugin(ctx), content);
                 send_pieces(ctx, PIECE_BYTES);
             }
+            USER_PREFIX if transactional => {
+                RowWriter::new(&mut plugin(ctx).buffer).user(content);
+                send_pieces(ctx, PIECE_BYTES);
+            }
+            USER_PREPARED_PREFIX if !transactional => {
+                users_prepared(ctx, Lsn(lsn), user_prepared(content));
+            }
             MARKER_PREFIX if transactional => take_marker(ctx, txn, content),
             PARALLEL_SAFE_PREFIX if !transactional => parallel_safe(ctx, Lsn(lsn), content),
             SYNCPOINT_PREFIX if !transactional => syncpoint(ctx, Lsn(lsn), content),
@@ -205,10 +238,13 @@ unsafe extern "C-unwind" fn message(
 unsafe extern "C-unwind" fn commit(ctx: Context, txn: Txn, _lsn: pg_sys::XLogRecPtr) {
     // SAFETY: within a callback, with its arguments.
     unsafe {
-        if plugin(ctx).recovery.held.is_some() {
+        if plugin(ctx).recovery.prepared.is_some() {
             // Core is to keep it: this was not its commit.
             flags::mark_prepared(txn);
-            return finish_held(ctx);
+            return finish_prepared(ctx);
+        }
+        if plugin(ctx).recovery.ends_users == Some((*txn).xid.into_inner()) {
+            return discard(ctx);
         }
         let lsn = Lsn((*txn).end_lsn);
         let Some(gid) = flags::name(txn) else { return discard(ctx) };
@@ -286,10 +322,14 @@ unsafe fn parallel_safe(ctx: Context, lsn: Lsn, content: &[u8]) {
             return;
         }
         for (gid, accepted_abort) in safe.held {
-            let named = |txn| flags::name(txn).or_else(|| flags::marker(txn)) == Some(gid);
-            let has_it = |txn| named(txn) && !flags::was_sent(txn);
+            let local = safe.users.iter().find(|(user, _)| *user == gid).map(|(_, local)| *local);
+            let is_it = |txn: Txn| match local {
+                Some(local) => (*txn).xid.into_inner() == local,
+                None => flags::name(txn).or_else(|| flags::marker(txn)) == Some(gid),
+            };
+            let has_it = |txn| is_it(txn) && !flags::was_sent(txn);
             match flags::find((*ctx).reorder, has_it) {
-                Some(txn) => replay_held(ctx, txn, (gid, accepted_abort), lsn),
+                Some(txn) => replay_prepared(ctx, txn, Prepared::Held(gid, accepted_abort), lsn),
                 None => send(ctx, &StreamMessage::HeldElsewhere { gid, accepted_abort }),
             }
         }
@@ -297,12 +337,28 @@ unsafe fn parallel_safe(ctx: Context, lsn: Lsn, content: &[u8]) {
     }
 }
 
-/// Replays a prepared transaction whose outcome is not in the log yet.
+/// A user's transaction is user-prepared: its first operation is committed.
+///
+/// # Safety
+/// Within the callback of a non-transactional message.
+unsafe fn users_prepared(ctx: Context, lsn: Lsn, prepared: UserPrepared) {
+    let UserPrepared { gid, local, .. } = prepared;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let has_it = |txn: Txn| (*txn).xid.into_inner() == local && !flags::was_sent(txn);
+        match flags::find((*ctx).reorder, has_it) {
+            Some(txn) => replay_prepared(ctx, txn, Prepared::Users(prepared, lsn), lsn),
+            None => send(ctx, &StreamMessage::ReplayPrepared { gid, lsn }),
+        }
+    }
+}
+
+/// Replays a prepared transaction.
 ///
 /// # Safety
 /// Within the callback of a non-transactional message, whose end is `lsn`; `txn` is a prepared
 /// transaction of the context's reorder buffer.
-unsafe fn replay_held(ctx: Context, txn: Txn, held: (Gid, bool), lsn: Lsn) {
+unsafe fn replay_prepared(ctx: Context, txn: Txn, prepared: Prepared, lsn: Lsn) {
     // SAFETY: the caller's promise; the reorder buffer calls begin_prepare, change, message,
     // truncate and prepare or commit on the way.
     unsafe {
@@ -317,16 +373,17 @@ unsafe fn replay_held(ctx: Context, txn: Txn, held: (Gid, bool), lsn: Lsn) {
         pg_sys::ReorderBufferRememberPrepareInfo(reorder, xid, lsn.0, lsn.0, now, 0, 0);
         flags::mark_subtransactions_prepared(txn);
         flags::forget_name(txn);
-        plugin(ctx).recovery.held = Some(held);
-        let text = std::ffi::CString::new(held.0.to_string()).expect("a gid has no zero byte");
+        let text = prepared.gid().to_string();
+        let text = std::ffi::CString::new(text).expect("a gid has no zero byte");
+        plugin(ctx).recovery.prepared = Some(prepared);
         pg_sys::ReorderBufferPrepare(reorder, xid, text.as_ptr().cast_mut());
         pg_sys::CurrentMemoryContext = context;
         flags::clear_prepared(txn);
         flags::note_sent(txn);
-        if plugin(ctx).recovery.held.is_some() {
+        if plugin(ctx).recovery.prepared.is_some() {
             // Nothing was changed: core has called nobody.
             start(ctx);
-            finish_held(ctx);
+            finish_prepared(ctx);
         }
     }
 }
@@ -344,29 +401,50 @@ unsafe extern "C-unwind" fn begin_prepare(ctx: Context, txn: Txn) {
     }
 }
 
-/// The end of a held transaction that changed the schema.
+/// The end of a prepared transaction that changed the schema.
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn prepare(ctx: Context, txn: Txn, _lsn: pg_sys::XLogRecPtr) {
     // SAFETY: within a callback, with its arguments.
     unsafe {
         if !flags::was_any_aborted_concurrently(txn) {
-            return finish_held(ctx);
+            return finish_prepared(ctx);
         }
-        discard(ctx);
-        if let Some((gid, accepted_abort)) = plugin(ctx).recovery.held.take() {
-            send(ctx, &StreamMessage::HeldGone { gid, accepted_abort });
+        match plugin(ctx).recovery.prepared.take() {
+            None => discard(ctx),
+            Some(Prepared::Held(gid, accepted_abort)) => {
+                discard(ctx);
+                send(ctx, &StreamMessage::HeldGone { gid, accepted_abort });
+            }
+            // Its user has rolled it back since: nobody will ever see its rows, but the name is in
+            // use until the operation that ended it comes.
+            Some(Prepared::Users(UserPrepared { gid, operation, .. }, lsn)) => {
+                discard(ctx);
+                start(ctx);
+                let mut work = Vec::new();
+                UserWork { gid, decided: true, owner: String::new(), operation }.encode(&mut work);
+                RowWriter::new(&mut plugin(ctx).buffer).user(&work);
+                send_pieces(ctx, HEAD_BYTES + 1);
+                send(ctx, &StreamMessage::Replay { gid, lsn });
+            }
         }
     }
 }
 
 /// # Safety
 /// Within a callback.
-unsafe fn finish_held(ctx: Context) {
+unsafe fn finish_prepared(ctx: Context) {
     // SAFETY: the caller's promise.
     unsafe {
-        let Some((gid, accepted_abort)) = plugin(ctx).recovery.held.take() else { return };
-        fail_if_incomplete(ctx, &gid);
+        let Some(prepared) = plugin(ctx).recovery.prepared.take() else { return };
+        fail_if_incomplete(ctx, &prepared.gid());
         send_pieces(ctx, HEAD_BYTES + 1);
-        send(ctx, &StreamMessage::Held { gid, accepted_abort });
+        match prepared {
+            Prepared::Held(gid, accepted_abort) => {
+                send(ctx, &StreamMessage::Held { gid, accepted_abort });
+            }
+            Prepared::Users(UserPrepared { gid, .. }, lsn) => {
+                send(ctx, &StreamMessage::Replay { gid, lsn });
+            }
+        }
     }
 }

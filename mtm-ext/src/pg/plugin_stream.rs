@@ -10,7 +10,7 @@ use super::plugin::{Context, PIECE_BYTES, Plugin, Txn};
 use super::plugin::{encode_row, mark_commit, plugin, send, send_unavailable, take_marker, write};
 use super::rows::Encoded;
 use core::ffi::{CStr, c_char, c_int};
-use mtm_logrep::announcement::{DDL_PREFIX, MARKER_PREFIX};
+use mtm_logrep::announcement::{DDL_PREFIX, MARKER_PREFIX, USER_PREFIX};
 use mtm_logrep::ddl::{self, Rows};
 use mtm_logrep::early::Early;
 use mtm_logrep::row::RowWriter;
@@ -206,10 +206,15 @@ unsafe extern "C-unwind" fn stream_message(
         if transactional && prefix == MARKER_PREFIX.as_bytes() {
             take_marker(ctx, txn, content);
         }
+        let plugin = plugin(ctx);
+        if transactional && prefix == USER_PREFIX.as_bytes() {
+            // Written when all else is done, in no subtransaction.
+            speak_of(plugin, (*txn).xid.into_inner());
+            RowWriter::new(&mut plugin.buffer).user(content);
+        }
         if !transactional || prefix != DDL_PREFIX.as_bytes() {
             return;
         }
-        let plugin = plugin(ctx);
         let subxid = speaker(txn);
         match ddl::peek(content) {
             Ok((rows, travels)) => {

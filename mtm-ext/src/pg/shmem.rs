@@ -3,9 +3,7 @@
 //! | lock           | guards                                             | held for |
 //! |----------------|----------------------------------------------------|----------|
 //! | `CONFIG`       | `Header::conninfo`                                 | copies   |
-//! | `NODE`         | the `Node` machine and what its driver notes       | one step |
-//! | `COORDINATORS` | this node's two-phase transactions of users        | one step |
-//! | `PARTICIPANTS` | other nodes' two-phase transactions of users       | one step |
+//! | `NODE`         | the `Node` machine, users' names, driver's notes   | one step |
 //! | `WORKERS`      | the slots of apply workers                         | one step |
 //! | `HEALTH`       | `Header::fitness`: why this node stays out          | copies   |
 //! | `RING + i`     | the producing side of the ring to node `i + 1`     | one push |
@@ -21,8 +19,9 @@ use mtm_dmq::ring::Ring;
 use mtm_generations as generations;
 use mtm_node::message::{MAX_TEXT, Refusal};
 use mtm_node::table::{Slot, Table};
+use mtm_node::user::{Obstacle, Operation, User, Users};
 use mtm_node::{Core, Entry, Node, Outcome};
-use mtm_paxos::commit::{Coordinator, Participant};
+use mtm_paxos::commit::Decree;
 use pgrx::pg_sys;
 
 const NODES: usize = MAX_NODES as usize;
@@ -32,12 +31,10 @@ pub const MAX_CONNINFO: usize = 1024;
 const TRANCHE: &core::ffi::CStr = c"multimaster";
 
 const CONFIG: usize = 0;
-const COORDINATORS: usize = 1;
-const PARTICIPANTS: usize = 2;
-const WORKERS: usize = 3;
-const NODE: usize = 4;
-const HEALTH: usize = 5;
-const RING: usize = 6;
+const WORKERS: usize = 1;
+const NODE: usize = 2;
+const HEALTH: usize = 3;
+const RING: usize = 4;
 const LOCKS: usize = RING + NODES;
 
 /// Text of bounded length.
@@ -90,46 +87,6 @@ impl RefusalCopy {
     }
 }
 
-/// A transaction of this node between its announcement and its end; one per process.
-#[derive(Clone, Copy)]
-pub struct CoordSlot {
-    /// Its machine; `None` when the slot is free.
-    pub coordinator: Option<Coordinator>,
-    /// The first refusal that came.
-    pub refusal: Option<RefusalCopy>,
-    /// Set when it lost a conflict here: against this transaction of another node.
-    pub lost_to: Option<Gid>,
-    /// Each peer's link epoch at the announcement; a change means that messages may be lost.
-    pub epochs: [u32; NODES],
-}
-
-const FREE_COORD: CoordSlot =
-    CoordSlot { coordinator: None, refusal: None, lost_to: None, epochs: [0; NODES] };
-
-/// A transaction of another node.
-#[derive(Clone, Copy)]
-pub struct Part {
-    /// Its machine.
-    pub participant: Participant,
-    /// End of its announcement in its origin's log; `Lsn(0)` if unknown.
-    pub lsn: Lsn,
-    /// The process that has it, an apply worker in most cases.
-    pub worker: ProcNo,
-    /// Whether that process carries the decision out: nobody else may.
-    pub taken: bool,
-    /// When it got into this state, or when its origin was last asked; monotonic us.
-    pub asked_us: u64,
-    /// Set when it lost a conflict here: against this transaction of this node.
-    pub lost_to: Option<Gid>,
-}
-
-impl Part {
-    /// One that no process has; its announcement ends at `lsn` if that is known.
-    pub const fn new(participant: Participant, lsn: Lsn, asked_us: u64) -> Self {
-        Self { participant, lsn, worker: NO_PROC, taken: false, asked_us, lost_to: None }
-    }
-}
-
 /// What the driver keeps for a process whose transaction is announced; one per process.
 #[derive(Clone, Copy)]
 pub struct Backend {
@@ -143,6 +100,12 @@ pub struct Backend {
     pub gave_up: bool,
     /// Set when it lost a conflict here: against this transaction.
     pub lost_to: Option<Gid>,
+    /// What it lost was the name of a user's transaction.
+    pub lost_name: bool,
+    /// What the transaction does to a user's: it takes the name in the step that announces it.
+    pub operation: Option<Operation>,
+    /// Why it could not.
+    pub obstacle: Option<Obstacle>,
     /// Wants to be woken when the node's state changes.
     pub waits: bool,
 }
@@ -155,6 +118,9 @@ impl Backend {
         outcome: None,
         gave_up: false,
         lost_to: None,
+        lost_name: false,
+        operation: None,
+        obstacle: None,
         waits: false,
     };
 }
@@ -216,6 +182,7 @@ impl Deferred {
 pub struct NodeState {
     core: &'static mut Option<Core>,
     slots: &'static mut [Slot<Entry>],
+    users: &'static mut [Slot<User>],
     /// By process.
     pub backends: &'static mut [Backend],
     /// The first refusal that came, by process as `backends`: apart from them, for it is large.
@@ -235,6 +202,7 @@ impl NodeState {
     /// Gives the machine its first state.
     pub fn begin(&mut self, core: Core) {
         self.slots.fill(Slot::FREE);
+        self.users.fill(Slot::FREE);
         *self.deferred = Deferred::NONE;
         *self.core = Some(core);
     }
@@ -242,6 +210,19 @@ impl NodeState {
     /// Takes the machine away: the node has left its cluster.
     pub fn end(&mut self) {
         *self.core = None;
+    }
+
+    /// Users' two-phase transactions.
+    pub fn users(&mut self) -> Users<'_> {
+        Users::new(self.users)
+    }
+
+    /// The operation of this transaction, if it is one on a user's, has ended here.
+    pub fn end_operation(&mut self, gid: &Gid, outcome: Decree) {
+        let mut users = self.users();
+        if let Some(operation) = users.operation_of(gid) {
+            users.end(*gid, &operation, outcome);
+        }
     }
 
     /// The process that announced this transaction.
@@ -323,8 +304,6 @@ const FREE_WORKER: WorkerSlot = WorkerSlot {
 
 /// What is known of a peer.
 pub struct Peer {
-    /// Grows whenever messages from or to the peer may have been lost.
-    pub epoch: AtomicU32,
     /// When its last message came; monotonic us, 0 if none since the link broke.
     pub last_heard_us: AtomicU64,
     /// When the last sign of life that it has answered was sent; monotonic us, 0 if none.
@@ -410,16 +389,15 @@ pub struct Header {
 
 struct Shared {
     header: *mut Header,
-    coordinators: *mut CoordSlot,
-    n_coordinators: usize,
-    participants: *mut Slot<Part>,
-    n_participants: usize,
     core: *mut Option<Core>,
     deferred: *mut Deferred,
     backends: *mut Backend,
     refusals: *mut Option<RefusalCopy>,
+    n_backends: usize,
     entries: *mut Slot<Entry>,
     n_entries: usize,
+    users: *mut Slot<User>,
+    n_users: usize,
     notes: *mut Slot<Note>,
     n_notes: usize,
     workers: *mut WorkerSlot,
@@ -454,7 +432,15 @@ fn entries() -> usize {
     crate::guc::MAX_TRANSACTIONS.get().unsigned_abs() as usize
 }
 
-fn sizes() -> (usize, usize, usize) {
+/// How much of everything there is a place for.
+struct Sizes {
+    backends: usize,
+    workers: usize,
+    notes: usize,
+    users: usize,
+}
+
+fn sizes() -> Sizes {
     // SAFETY: plain variables, final when shared memory is requested (15: MaxBackends is set).
     let (backends, prepared, workers) = unsafe {
         (
@@ -463,8 +449,8 @@ fn sizes() -> (usize, usize, usize) {
             pg_sys::max_worker_processes as usize,
         )
     };
-    let participants = 4 * (prepared + 64);
-    (backends, participants, workers)
+    // A user's transaction is prepared, or a session is about to prepare it.
+    Sizes { backends, workers, notes: 8 * (prepared + 64) + 1024, users: prepared + backends }
 }
 
 const fn align(n: usize) -> usize {
@@ -475,22 +461,17 @@ fn ring_words() -> usize {
     Ring::words_for(RING_BYTES)
 }
 
-const fn notes_for(participants: usize) -> usize {
-    2 * participants + 1024
-}
-
 fn total() -> usize {
-    let (backends, participants, workers) = sizes();
+    let sizes = sizes();
     align(size_of::<Header>())
-        + align(backends * size_of::<CoordSlot>())
-        + align(participants * size_of::<Slot<Part>>())
         + align(size_of::<Option<Core>>())
         + align(size_of::<Deferred>())
-        + align(backends * size_of::<Backend>())
-        + align(backends * size_of::<Option<RefusalCopy>>())
+        + align(sizes.backends * size_of::<Backend>())
+        + align(sizes.backends * size_of::<Option<RefusalCopy>>())
         + align(entries() * size_of::<Slot<Entry>>())
-        + align(notes_for(participants) * size_of::<Slot<Note>>())
-        + align(workers * size_of::<WorkerSlot>())
+        + align(sizes.users * size_of::<Slot<User>>())
+        + align(sizes.notes * size_of::<Slot<Note>>())
+        + align(sizes.workers * size_of::<WorkerSlot>())
         + align(NODES * ring_words() * 8)
 }
 
@@ -532,36 +513,33 @@ extern "C-unwind" fn startup() {
         }
         let mut found = false;
         let start = pg_sys::ShmemInitStruct(TRANCHE.as_ptr(), total(), &raw mut found).cast::<u8>();
-        let (n_coordinators, n_participants, n_workers) = sizes();
+        let sizes = sizes();
         let header = start.cast::<Header>();
-        let coordinators = start.add(align(size_of::<Header>()));
-        let participants = coordinators.add(align(n_coordinators * size_of::<CoordSlot>()));
-        let core = participants.add(align(n_participants * size_of::<Slot<Part>>()));
+        let core = start.add(align(size_of::<Header>()));
         let deferred = core.add(align(size_of::<Option<Core>>()));
         let backends = deferred.add(align(size_of::<Deferred>()));
-        let refusals = backends.add(align(n_coordinators * size_of::<Backend>()));
+        let refusals = backends.add(align(sizes.backends * size_of::<Backend>()));
         let n_entries = entries();
-        let entries = refusals.add(align(n_coordinators * size_of::<Option<RefusalCopy>>()));
-        let notes = entries.add(align(n_entries * size_of::<Slot<Entry>>()));
-        let n_notes = notes_for(n_participants);
-        let workers = notes.add(align(n_notes * size_of::<Slot<Note>>()));
-        let rings = workers.add(align(n_workers * size_of::<WorkerSlot>()));
+        let entries = refusals.add(align(sizes.backends * size_of::<Option<RefusalCopy>>()));
+        let users = entries.add(align(n_entries * size_of::<Slot<Entry>>()));
+        let notes = users.add(align(sizes.users * size_of::<Slot<User>>()));
+        let workers = notes.add(align(sizes.notes * size_of::<Slot<Note>>()));
+        let rings = workers.add(align(sizes.workers * size_of::<WorkerSlot>()));
         let shared = Shared {
             header,
-            coordinators: coordinators.cast(),
-            n_coordinators,
-            participants: participants.cast(),
-            n_participants,
             core: core.cast(),
             deferred: deferred.cast(),
             backends: backends.cast(),
             refusals: refusals.cast(),
+            n_backends: sizes.backends,
             entries: entries.cast(),
             n_entries,
+            users: users.cast(),
+            n_users: sizes.users,
             notes: notes.cast(),
-            n_notes,
+            n_notes: sizes.notes,
             workers: workers.cast(),
-            n_workers,
+            n_workers: sizes.workers,
             rings: rings.cast::<AtomicU64>().cast_const(),
             locks: pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr()),
         };
@@ -597,20 +575,17 @@ unsafe fn format_memory(shared: &Shared) {
         for peer in &header.peers {
             peer.receiver.store(NO_PROC, Ordering::Relaxed);
         }
-        for i in 0..shared.n_coordinators {
-            shared.coordinators.add(i).write(FREE_COORD);
-        }
-        for i in 0..shared.n_participants {
-            shared.participants.add(i).write(Slot::FREE);
-        }
         shared.core.write(None);
         shared.deferred.write(Deferred::NONE);
-        for i in 0..shared.n_coordinators {
+        for i in 0..shared.n_backends {
             shared.backends.add(i).write(Backend::FREE);
             shared.refusals.add(i).write(None);
         }
         for i in 0..shared.n_entries {
             shared.entries.add(i).write(Slot::FREE);
+        }
+        for i in 0..shared.n_users {
+            shared.users.add(i).write(Slot::FREE);
         }
         for i in 0..shared.n_notes {
             shared.notes.add(i).write(Slot::FREE);
@@ -669,61 +644,6 @@ const TRIES: u32 = 25;
 /// Moments between two tries for a lock.
 const PAUSES: u32 = 8;
 
-/// Slots of this node's announced transactions, under their lock.
-pub struct Coordinators {
-    slots: &'static mut [CoordSlot],
-}
-
-impl Coordinators {
-    /// This process' slot.
-    pub fn mine(&mut self) -> &mut CoordSlot {
-        &mut self.slots[proc::my_procno() as usize]
-    }
-
-    /// The slot of `gid` and the process it belongs to.
-    pub fn find(&mut self, gid: &Gid) -> Option<(ProcNo, &mut CoordSlot)> {
-        let has = |slot: &CoordSlot| slot.coordinator.is_some_and(|c| c.gid() == *gid);
-        let at = self.slots.iter().position(has)?;
-        Some((at as ProcNo, &mut self.slots[at]))
-    }
-
-    /// The slot of this process.
-    pub fn of(&mut self, procno: ProcNo) -> Option<&mut CoordSlot> {
-        self.slots.get_mut(usize::try_from(procno).ok()?)
-    }
-
-    /// Processes with a slot in use.
-    pub fn processes(&self) -> Vec<ProcNo> {
-        let used = |(i, slot): (usize, &CoordSlot)| slot.coordinator.map(|_| i as ProcNo);
-        self.slots.iter().enumerate().filter_map(used).collect()
-    }
-
-    /// Makes this process' slot free.
-    pub fn free_mine(&mut self) {
-        *self.mine() = FREE_COORD;
-    }
-}
-
-/// Runs `body` with this node's announced transactions.
-pub fn coordinators<R>(body: impl FnOnce(&mut Coordinators) -> R) -> R {
-    locked(COORDINATORS, true, |shared| {
-        // SAFETY: the lock is held exclusively and covers all slots.
-        let slots =
-            unsafe { core::slice::from_raw_parts_mut(shared.coordinators, shared.n_coordinators) };
-        body(&mut Coordinators { slots })
-    })
-}
-
-/// Runs `body` with the table of other nodes' transactions.
-pub fn participants<R>(body: impl FnOnce(&mut Table<'_, Part>) -> R) -> R {
-    locked(PARTICIPANTS, true, |shared| {
-        // SAFETY: the lock is held exclusively and covers all slots.
-        let slots =
-            unsafe { core::slice::from_raw_parts_mut(shared.participants, shared.n_participants) };
-        body(&mut Table::new(slots))
-    })
-}
-
 /// Runs `body` with the machine and what its driver notes.
 pub fn node<R>(body: impl FnOnce(&mut NodeState) -> R) -> R {
     locked(NODE, true, |shared| {
@@ -732,8 +652,9 @@ pub fn node<R>(body: impl FnOnce(&mut NodeState) -> R) -> R {
             NodeState {
                 core: &mut *shared.core,
                 slots: core::slice::from_raw_parts_mut(shared.entries, shared.n_entries),
-                backends: core::slice::from_raw_parts_mut(shared.backends, shared.n_coordinators),
-                refusals: core::slice::from_raw_parts_mut(shared.refusals, shared.n_coordinators),
+                users: core::slice::from_raw_parts_mut(shared.users, shared.n_users),
+                backends: core::slice::from_raw_parts_mut(shared.backends, shared.n_backends),
+                refusals: core::slice::from_raw_parts_mut(shared.refusals, shared.n_backends),
                 notes: Table::new(core::slice::from_raw_parts_mut(shared.notes, shared.n_notes)),
                 deferred: &mut *shared.deferred,
             }

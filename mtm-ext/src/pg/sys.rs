@@ -17,6 +17,23 @@ unsafe extern "C-unwind" {
     /// `access/twophase.h`.
     pub fn FinishPreparedTransaction(gid: *const c_char, is_commit: bool);
 
+    /// `access/twophase.h`; the result is for [`StartPrepare`] alone.
+    pub fn MarkAsPreparing(
+        xid: pg_sys::TransactionId,
+        gid: *const c_char,
+        prepared_at: pg_sys::TimestampTz,
+        owner: pg_sys::Oid,
+        databaseid: pg_sys::Oid,
+    ) -> *mut core::ffi::c_void;
+    /// `access/twophase.h`.
+    pub fn StartPrepare(gxact: *mut core::ffi::c_void);
+    /// `access/twophase.h`.
+    pub fn AtAbort_Twophase();
+    /// `storage/lock.h`.
+    pub fn AtPrepare_Locks();
+    /// `utils/relmapper.h`.
+    pub fn AtPrepare_RelationMap();
+
     /// `storage/predicate.h`.
     pub fn PreCommit_CheckForSerializationFailure();
 

@@ -39,7 +39,12 @@ extern "C-unwind" fn xact_event(event: pg_sys::XactEvent::Type, _arg: *mut c_voi
             commit::committed();
             REPLICABLE.set(false);
         }
-        pg_sys::XactEvent::XACT_EVENT_PREPARE | pg_sys::XactEvent::XACT_EVENT_ABORT => {
+        pg_sys::XactEvent::XACT_EVENT_PREPARE => {
+            unmark_commit_record();
+            commit::prepared();
+            REPLICABLE.set(false);
+        }
+        pg_sys::XactEvent::XACT_EVENT_ABORT => {
             unmark_commit_record();
             commit::ended();
             REPLICABLE.set(false);
@@ -103,6 +108,39 @@ pub fn full_xid() -> Option<LocalXid> {
     (xid != 0).then_some(LocalXid(xid))
 }
 
+/// The same; it gets one if it has none.
+pub fn assign_number() -> LocalXid {
+    // SAFETY: inside a transaction that is not over.
+    LocalXid(unsafe { pg_sys::GetTopFullTransactionId() }.value)
+}
+
+/// Whether this session is inside a transaction block that has not failed.
+pub fn in_sound_block() -> bool {
+    // SAFETY: reads the state of this process' transaction.
+    unsafe { pg_sys::IsTransactionBlock() && !pg_sys::IsAbortedTransactionBlockState() }
+}
+
+/// From here on no interrupt is handled, until [`resume_interrupts`].
+pub fn hold_interrupts() {
+    // SAFETY: a counter of this process. An ERROR resets it.
+    unsafe { pg_sys::InterruptHoldoffCount += 1 }
+}
+
+/// Ends what [`hold_interrupts`] began.
+pub fn resume_interrupts() {
+    // SAFETY: as above.
+    unsafe { pg_sys::InterruptHoldoffCount = pg_sys::InterruptHoldoffCount.saturating_sub(1) }
+}
+
+/// Whether this process holds advisory locks.
+pub fn holds_advisory_locks() -> bool {
+    let mut found = false;
+    each_held_lock(|tag, _| {
+        found |= u32::from(tag.locktag_type) == pg_sys::LockTagType::LOCKTAG_ADVISORY;
+    });
+    found
+}
+
 /// The transaction's committed subtransactions.
 pub fn committed_children() -> Vec<u32> {
     let mut children = core::ptr::null_mut();
@@ -156,6 +194,17 @@ fn fast_path_row_locks(relations: &mut Vec<pg_sys::Oid>) {
 
 fn main_row_locks(relations: &mut Vec<pg_sys::Oid>) {
     let database = my_database();
+    each_held_lock(|tag, modes| {
+        let is_relation = u32::from(tag.locktag_type) == pg_sys::LockTagType::LOCKTAG_RELATION;
+        let is_row_lock = modes & 1 << pg_sys::RowExclusiveLock != 0;
+        if is_relation && is_row_lock && tag.locktag_field1 == database {
+            relations.push(pg_sys::Oid::from(tag.locktag_field2));
+        }
+    });
+}
+
+/// Runs `each` with the tag and the modes of every lock that this process holds in the main table.
+fn each_held_lock(mut each: impl FnMut(&pg_sys::LOCKTAG, i32)) {
     let link = core::mem::offset_of!(pg_sys::PROCLOCK, procLink);
     // SAFETY: our own lists of held locks, one per partition of the lock table, each guarded by
     // its partition's LWLock; links are the `procLink` fields of PROCLOCKs.
@@ -170,13 +219,7 @@ fn main_row_locks(relations: &mut Vec<pg_sys::Oid>) {
             let mut at = (*head).next;
             while !at.is_null() && at != head {
                 let held = &*at.byte_sub(link).cast::<pg_sys::PROCLOCK>();
-                let tag = &(*held.tag.myLock).tag;
-                let is_relation =
-                    u32::from(tag.locktag_type) == pg_sys::LockTagType::LOCKTAG_RELATION;
-                let is_row_lock = held.holdMask & 1 << pg_sys::RowExclusiveLock != 0;
-                if is_relation && is_row_lock && tag.locktag_field1 == database {
-                    relations.push(pg_sys::Oid::from(tag.locktag_field2));
-                }
+                each(&(*held.tag.myLock).tag, held.holdMask);
                 at = (*at).next;
             }
             pg_sys::LWLockRelease(lock);

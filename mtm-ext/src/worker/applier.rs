@@ -5,13 +5,14 @@ use super::spill::{self, Part, Rows};
 use super::{crew, divergence, finish, open, users};
 use crate::pg::bgworker::{self, Caught};
 use crate::pg::rows::{self, Applier};
-use crate::pg::shmem::{self, WorkerSlot};
+use crate::pg::shmem::{self, NodeState, WorkerSlot};
 use crate::pg::{pipe, proc, segment, twophase, wal, walwake, xact};
-use crate::{cluster, dmq, health, machine};
+use crate::{dmq, health, machine};
 use core::panic::AssertUnwindSafe;
 use core::sync::atomic::Ordering;
 use mtm_core::{Gid, NodeId};
-use mtm_node::{Effect, Input};
+use mtm_node::{Effect, Input, Role};
+use mtm_paxos::commit::{Decree, ParticipantState};
 
 thread_local! {
     static SLOT: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
@@ -92,9 +93,12 @@ fn release() {
     };
     for gid in finish::release() {
         dmq::give_reason(gid, ended());
-        machine::feed(Input::ApplyFailed(gid));
+        machine::feed_after(Input::ApplyFailed(gid), |state| {
+            if !may_be_prepared(state, &gid) {
+                state.end_operation(&gid, Decree::Abort);
+            }
+        });
     }
-    users::release_worker(&ended());
     let slot = SLOT.get();
     let receiver = shmem::workers(|workers| {
         let mine = &mut workers[slot];
@@ -107,6 +111,18 @@ fn release() {
     });
     proc::wake(receiver);
     proc::wake(shmem::header().resolver.load(Ordering::Acquire));
+}
+
+/// Whether it was applied to its end, and so may be prepared.
+fn may_be_prepared(state: &mut NodeState, gid: &Gid) -> bool {
+    match state.node().and_then(|node| node.transaction(gid)).map(|entry| entry.role) {
+        Some(Role::Peer(peer)) => !matches!(
+            peer.state(),
+            ParticipantState::Unknown | ParticipantState::Applying | ParticipantState::Refused
+        ),
+        Some(Role::Own(_)) => true,
+        None => false,
+    }
 }
 
 /// Applies small transactions in the receiver's own process while there is no other work: that
@@ -145,7 +161,7 @@ impl InPlace {
         proc::allow_cancel();
         take_note(&gid);
         let applier = &mut self.applier;
-        let apply = AssertUnwindSafe(|| apply(origin, applier, &gid, rows, leave_to_worker));
+        let apply = AssertUnwindSafe(|| apply(origin, applier, &gid, rows, None));
         let outcome = bgworker::catching(apply);
         proc::hold_cancel();
         xact::unmark_commit_record();
@@ -184,17 +200,9 @@ impl InPlace {
 /// `lock_not_available`
 const LOCKED: [u8; 5] = *b"55P03";
 
-/// DDL may take long.
-fn leave_to_worker(_ddl: &[u8]) {
-    bgworker::raise("55P03", "left to an apply worker", "");
-}
-
 /// From here on this process has the transaction.
 fn take_note(gid: &Gid) {
     let me = proc::my_procno();
-    if cluster::is_users(gid) {
-        return users::take_note(gid, me);
-    }
     shmem::node(|state| {
         if let Ok(note) = state.notes.entry(*gid, || finish::free(me)) {
             note.worker = me;
@@ -212,7 +220,7 @@ fn perform(mine: &WorkerSlot, applier: &mut Applier, task: &[u8]) {
     proc::allow_cancel();
     take_note(&gid);
     let outcome = bgworker::catching(AssertUnwindSafe(|| {
-        apply(mine.origin, applier, &gid, rows, crate::hook::apply_ddl)
+        apply(mine.origin, applier, &gid, rows, Some(crate::hook::apply_ddl))
     }));
     proc::hold_cancel();
     xact::unmark_commit_record();
@@ -233,13 +241,14 @@ fn perform(mine: &WorkerSlot, applier: &mut Applier, task: &[u8]) {
     }
 }
 
-/// Applies and prepares; `false` if abort was promised meanwhile.
+/// Applies and prepares; `false` if abort was promised meanwhile. Without `ddl`, what may take long
+/// is left to a worker.
 fn apply(
     origin: NodeId,
     applier: &mut Applier,
     gid: &Gid,
     rows: Rows<'_>,
-    mut ddl: impl FnMut(&[u8]),
+    ddl: Option<fn(&[u8])>,
 ) -> bool {
     twophase::begin();
     // The marker, too, is no change of this node, and yet no filter may hide it.
@@ -248,30 +257,42 @@ fn apply(
     xact::mark_rows_of(origin);
     applier.begin();
     let mut schema_changed = false;
-    let mut ddl = |payload: &[u8]| {
+    let mut execute = |payload: &[u8]| {
         schema_changed = true;
-        ddl(payload);
+        match ddl {
+            Some(ddl) => ddl(payload),
+            None => bgworker::raise("55P03", "left to an apply worker", ""),
+        }
     };
-    apply_all(applier, gid, rows, &mut ddl);
+    apply_all(applier, gid, rows, &mut execute);
     applier.finish();
+    let work = applier.work();
+    if let Some(work) = &work {
+        users::hold(gid, work, ddl.is_some());
+        crate::users::write(gid, work, false);
+    }
     let keep = match rows {
-        Rows::Memory(rows) if rows.len() <= SMALL && !schema_changed => Some(rows),
+        Rows::Memory(rows) if rows.len() <= SMALL && !schema_changed && work.is_none() => {
+            open::check();
+            Some(rows)
+        }
         _ => None,
     };
-    let keep = keep.filter(|_| !cluster::is_users(gid));
-    if keep.is_some() {
-        open::check();
-    }
     let may = may_prepare(gid, keep.is_some());
-    match keep {
+    match (keep, work) {
         _ if !may => {}
-        Some(rows) => open::promise(gid, rows),
-        None => {
-            xact::mark_origin(mtm_core::Lsn(0));
+        (Some(rows), _) => open::promise(gid, rows),
+        (None, work) => {
             if !schema_changed {
                 twophase::count_rows();
             }
-            twophase::prepare(&gid.to_string());
+            match work {
+                Some(work) => work.prepare(gid),
+                None => {
+                    xact::mark_origin(mtm_core::Lsn(0));
+                    twophase::prepare(gid.to_string());
+                }
+            }
         }
     }
     may
@@ -292,7 +313,7 @@ pub fn apply_again(gid: &Gid, rows: &[u8]) {
     applier.apply(rows, &mut |_| pgrx::error!("the promise to commit {gid} has DDL"));
     applier.finish();
     xact::mark_origin(mtm_core::Lsn(0));
-    twophase::prepare(&gid.to_string());
+    twophase::prepare(gid.to_string());
     xact::unmark_commit_record();
 }
 
@@ -327,12 +348,9 @@ pub fn apply_all(applier: &mut Applier, gid: &Gid, rows: Rows<'_>, ddl: &mut dyn
 
 /// Whether the transaction may still be prepared.
 fn may_prepare(gid: &Gid, keep: bool) -> bool {
-    if cluster::is_users(gid) {
-        return users::may_prepare(gid);
-    }
     // The promise will be behind this.
     let from = if keep { wal::inserted().0 } else { 0 };
-    let note = |state: &mut shmem::NodeState| {
+    let note = |state: &mut NodeState| {
         if let Some(note) = state.notes.get_mut(gid) {
             note.open = from;
         }
@@ -342,9 +360,6 @@ fn may_prepare(gid: &Gid, keep: bool) -> bool {
 
 /// Votes; from here on `worker` has the transaction.
 fn prepared(gid: &Gid, worker: proc::ProcNo) {
-    if cluster::is_users(gid) {
-        return users::prepared(gid, worker);
-    }
     health::prepared();
     machine::feed_after(Input::PrepareDurable(*gid), |state| {
         if let Some(note) = state.notes.get_mut(gid) {
@@ -360,8 +375,7 @@ fn await_decision(gid: &Gid) {
         bgworker::handle_signals();
         open::turn();
     }
-    let done = if cluster::is_users(gid) { users::my_own } else { finish::my_own };
-    while !done(gid) {
+    while !finish::my_own(gid) {
         proc::wait(None, None);
         bgworker::handle_signals();
     }
@@ -372,12 +386,10 @@ fn failed(gid: &Gid, caught: &Caught) {
     let caught = if lost { lost_conflict(gid) } else { caught.clone() };
     health::refused(&caught);
     note_suspect(&caught);
-    if cluster::is_users(gid) {
-        return users::failed(gid, &caught);
-    }
     dmq::give_reason(*gid, caught);
     machine::feed_after(Input::ApplyFailed(*gid), |state| {
         state.notes.remove(gid);
+        state.end_operation(gid, Decree::Abort);
     });
 }
 
@@ -400,8 +412,7 @@ fn note_suspect(caught: &Caught) {
 const CANCELED: [u8; 5] = *b"57014";
 
 fn lost_conflict(gid: &Gid) -> Caught {
-    let winner = shmem::node(|state| state.notes.get_mut(gid).and_then(|note| note.lost_to))
-        .or_else(|| users::lost_to(gid));
+    let winner = shmem::node(|state| state.notes.get_mut(gid).and_then(|note| note.lost_to));
     let detail = winner.map_or_else(String::new, |winner| {
         format!("Transaction {gid} lost against transaction {winner} of node {}.", winner.origin)
     });
@@ -415,10 +426,8 @@ fn lost_conflict(gid: &Gid) -> Caught {
 
 /// It was not, and will not be, prepared: nobody has it any more.
 fn let_go(gid: &Gid) {
-    if cluster::is_users(gid) {
-        return users::take_note(gid, proc::NO_PROC);
-    }
     shmem::node(|state| {
+        state.end_operation(gid, Decree::Abort);
         if let Some(note) = state.notes.get_mut(gid) {
             note.worker = proc::NO_PROC;
             note.open = 0;

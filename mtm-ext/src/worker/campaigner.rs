@@ -5,11 +5,12 @@ use crate::pg::{bgworker, message, proc, shmem, sqlrun, wal, xact};
 use crate::{cluster, dmq, durable, guc, health, machine};
 use core::num::NonZero;
 use core::sync::atomic::Ordering;
-use mtm_core::{Instant, Lsn, Machine, NodeId, NodeSet, Xid};
+use mtm_core::{Gid, Instant, Lsn, Machine, NodeId, NodeSet, Xid};
 use mtm_generations::{Input as Generation, Membership, Record, StatusInGeneration, Timing};
 use mtm_logrep::journal::Forgotten;
+use mtm_node::user::User;
 use mtm_node::wire::Wire;
-use mtm_node::{Below, Core, Input};
+use mtm_node::{Below, Core, Input, SavedUser};
 use pgrx::{PgSqlErrorCode, ereport};
 
 /// Unanswered questions about transactions are asked again after so long.
@@ -118,6 +119,7 @@ fn begin(me: NodeId) {
     for (gid, found) in start.found {
         machine::feed(Input::Found { gid, found });
     }
+    super::users::restore(&start.users);
     pgrx::log!("multimaster: {n} transactions from before the start are known");
     machine::feed(Input::ScanComplete { next: start.next });
     header.started.store(1, Ordering::Release);
@@ -261,9 +263,10 @@ impl Campaigner {
         let waits = &shmem::header().checkpoint_waits;
         let start = wal::inserted();
         let (saved, open) = shmem::node(|state| {
+            let users = saved_users(state);
             let saved = state.node().map(|node| {
                 let found = node.remembered().map(Iterator::collect::<Vec<_>>)?;
-                Some((found, *node.forgotten(), node.next_number()))
+                Some((found, users, *node.forgotten(), node.next_number()))
             });
             let open = state.notes.iter().filter_map(|(_, note)| NonZero::new(note.open)).min();
             (saved, open)
@@ -271,14 +274,14 @@ impl Campaigner {
         // What is kept open is in the log only.
         let start = open.map_or(start, |open| start.min(Lsn(open.get())));
         match saved {
-            Some(Some((found, forgotten, next))) => {
+            Some(Some((found, users, forgotten, next))) => {
                 // Whoever recovers from this node's log needs to know it before it comes to what
                 // this makes room for.
                 if self.said != Some(forgotten) {
                     self.write_syncpoint(forgotten);
                     message::flush(self.syncpoint);
                 }
-                durable::take_checkpoint(found, forgotten, next, start);
+                durable::take_checkpoint(found, users, forgotten, next, start);
                 machine::feed(Input::Saved(forgotten));
                 self.checkpoint = now.plus_us(CHECKPOINT_US);
                 self.no_checkpoint_before = now.plus_us(CHECKPOINT_PAUSE_US);
@@ -294,6 +297,17 @@ impl Campaigner {
             proc::wake(shmem::header().replayer.load(Ordering::Acquire));
         }
     }
+}
+
+/// Users' transactions as a restart must know them.
+fn saved_users(state: &mut shmem::NodeState) -> Vec<SavedUser> {
+    let users = state.users();
+    let saved = |(first, user): (&Gid, &User)| {
+        let User { name, local, stage } = *user;
+        SavedUser { first: *first, name, local, stage }
+    };
+    let all = users.iter().map(saved).collect();
+    all
 }
 
 /// What other processes' steps left to this one.

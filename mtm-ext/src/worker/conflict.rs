@@ -32,11 +32,7 @@ pub fn look(busy: impl Iterator<Item = (Gid, Instant)>) {
         if now.since(since) < YOUNG_US {
             continue;
         }
-        let worker = if crate::cluster::is_users(&gid) {
-            shmem::participants(|table| table.get_mut(&gid).map(|part| part.worker))
-        } else {
-            shmem::node(|state| state.notes.get_mut(&gid).map(|note| note.worker))
-        };
+        let worker = shmem::node(|state| state.notes.get_mut(&gid).map(|note| note.worker));
         let Some(worker) = worker.filter(|procno| *procno != proc::NO_PROC) else { continue };
         if lockwait::is_waiting(worker) {
             settle(&gid, worker);
@@ -47,9 +43,7 @@ pub fn look(busy: impl Iterator<Item = (Gid, Instant)>) {
 /// The announced transaction of this process, if it has one.
 fn announced(blocker: proc::ProcNo) -> Option<Gid> {
     let at = usize::try_from(blocker).ok()?;
-    shmem::node(|state| state.backends.get(at).and_then(|backend| backend.gid)).or_else(|| {
-        shmem::coordinators(|c| c.of(blocker)?.coordinator.map(|machine| machine.gid()))
-    })
+    shmem::node(|state| state.backends.get(at).and_then(|backend| backend.gid))
 }
 
 /// Decides between a waiting transaction and the announced ones it waits for.
@@ -59,7 +53,7 @@ fn settle(theirs: &Gid, worker: proc::ProcNo) {
         let theirs_wins = judge(*theirs, ours) == Verdict::AbortHolder;
         let none_wins = guc::DEADLOCK_PREVENTION.get() == guc::Prevention::Simple;
         if theirs_wins || none_wins {
-            abort_ours(blocker, ours, *theirs, theirs_wins);
+            abort_ours(ours, *theirs, theirs_wins, false);
         }
         if !theirs_wins {
             // Its own origin finds the same, and its abort round cancels the worker; refusing at
@@ -72,13 +66,6 @@ fn settle(theirs: &Gid, worker: proc::ProcNo) {
 }
 
 fn refuse_theirs(theirs: &Gid, ours: Gid) {
-    if crate::cluster::is_users(theirs) {
-        return shmem::participants(|table| {
-            if let Some(part) = table.get_mut(theirs) {
-                part.lost_to = Some(ours);
-            }
-        });
-    }
     shmem::node(|state| {
         if let Some(note) = state.notes.get_mut(theirs) {
             note.lost_to = Some(ours);
@@ -86,22 +73,26 @@ fn refuse_theirs(theirs: &Gid, ours: Gid) {
     });
 }
 
-fn abort_ours(blocker: proc::ProcNo, ours: Gid, theirs: Gid, judged: bool) {
-    if crate::cluster::is_users(&ours) {
-        let lost = shmem::coordinators(|c| {
-            let Some((procno, slot)) = c.find(&ours) else { return false };
-            slot.lost_to.get_or_insert(theirs);
-            procno == blocker
-        });
-        if lost {
-            proc::wake(blocker);
-        }
-        return;
+/// For a transaction of another node that needs the name of a user's transaction, which `holder`
+/// holds: whether it is refused for that. Otherwise the holder goes, or is waited for.
+pub fn loses_name(theirs: &Gid, holder: Gid) -> bool {
+    if shmem::node(|state| state.backend_of(&holder).is_none()) {
+        return false; // decided elsewhere, or just being carried out
     }
+    let theirs_wins = judge(*theirs, holder) == Verdict::AbortHolder;
+    let none_wins = guc::DEADLOCK_PREVENTION.get() == guc::Prevention::Simple;
+    if theirs_wins || none_wins {
+        abort_ours(holder, *theirs, theirs_wins, true);
+    }
+    !theirs_wins
+}
+
+fn abort_ours(ours: Gid, theirs: Gid, judged: bool, of_name: bool) {
     let input =
         if judged { Input::Conflict { waiter: theirs, holder: ours } } else { Input::Cancel(ours) };
     machine::feed_after(input, |state| {
         if let Some((_, backend)) = state.backend_of(&ours) {
+            backend.lost_name |= of_name && backend.lost_to.is_none();
             backend.lost_to.get_or_insert(theirs);
         }
     });

@@ -2,11 +2,12 @@
 
 use crate::machine;
 use crate::pg::shmem::{self, NodeState};
-use crate::pg::{bgworker, proc, twophase};
+use crate::pg::{bgworker, proc};
+use crate::users;
 use core::sync::atomic::Ordering;
 use mtm_core::Gid;
 use mtm_node::{Input, Role};
-use mtm_paxos::commit::ParticipantState;
+use mtm_paxos::commit::{Decree, ParticipantState};
 
 /// Whether commit (true) or abort of this transaction, prepared here, is decided and not done.
 fn decision(state: &mut NodeState, gid: &Gid) -> Option<bool> {
@@ -113,9 +114,10 @@ pub fn wake(gid: &Gid) {
 
 /// COMMIT PREPARED or ROLLBACK PREPARED, durably, and what follows from it.
 pub fn end(gid: &Gid, commit: bool) {
-    twophase::finish(&gid.to_string(), commit);
+    users::carry_out(gid, commit);
     machine::feed_after(Input::Finished(*gid), |state| {
         state.notes.remove(gid);
+        state.end_operation(gid, if commit { Decree::Commit } else { Decree::Abort });
     });
 }
 

@@ -1,7 +1,7 @@
 //! Incoming messages: what a peer's sender delivers, in the backend that serves its connection.
 
+use super::finish;
 use super::wire::{Incoming, Outgoing};
-use super::{finish, users};
 use crate::machine;
 use crate::pg::shmem::{self, RefusalCopy};
 use crate::pg::{bgworker, pipe, proc, walwake};
@@ -122,9 +122,7 @@ fn closed() {
     let mine = proc::my_pid();
     // A newer connection of the same peer may have taken over.
     if peer.inbox_pid.compare_exchange(mine, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-        peer.epoch.fetch_add(1, Ordering::AcqRel);
         proc::wake(shmem::header().campaigner.load(Ordering::Acquire));
-        users::wake_waiters();
     }
 }
 
@@ -136,7 +134,6 @@ pub fn take(from: NodeId, message: &Wire<'_>) {
         }
         Wire::Peer(message) => peer_message(from, *message),
         Wire::Refused(gid, refusal) => refused(from, gid, refusal),
-        Wire::User(message) => users::take(from, message),
         Wire::Alive(lsn, at) => {
             shmem::peer(from).log_end.store(lsn.0, Ordering::Release);
             let mut answer = Vec::new();

@@ -20,8 +20,8 @@ mod spill;
 mod users;
 mod wire;
 
-pub use health::FEW_REFUSALS;
 pub use applier::apply_again;
+pub use health::FEW_REFUSALS;
 pub use inbox::{accept_pipe, reply};
 pub use open::leave_nothing as leave_nothing_open;
 

@@ -159,7 +159,7 @@ fn closed(gid: &Gid) {
 fn prepare(gid: &Gid) {
     KEPT.set(None);
     xact::mark_origin(Lsn(0));
-    let prepared = bgworker::catching(AssertUnwindSafe(|| twophase::prepare(&gid.to_string())));
+    let prepared = bgworker::catching(AssertUnwindSafe(|| twophase::prepare(gid.to_string())));
     xact::unmark_commit_record();
     if let Err(caught) = prepared {
         ereport!(

@@ -4,7 +4,7 @@
 use super::applier::InPlace;
 use super::recovery::Replay;
 use super::spill::{self, EarlyIncoming, Incoming, Task};
-use super::{conflict, crew, open, recovery, users};
+use super::{conflict, crew, open, recovery};
 use crate::health::{self, Cause};
 use crate::pg::bgworker::{self, Caught, Handle, Kind};
 use crate::pg::conn::{Conn, ConnError, CopyIn};
@@ -19,7 +19,7 @@ use mtm_dmq::ring::Ring;
 use mtm_generations::StatusInGeneration;
 use mtm_logrep::stream::{Keepalive, Packet, StreamMessage};
 use mtm_node::{Effect, Input, Role};
-use mtm_paxos::commit::{Decree, Delivery, ParticipantState};
+use mtm_paxos::commit::{Decree, ParticipantState};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
@@ -241,9 +241,7 @@ impl Receiver {
     fn recover(&mut self) -> Option<ConnError> {
         // What waits belongs to a generation that is over.
         for task in self.held.take().into_iter().chain(self.waiting.drain(..)) {
-            if !cluster::is_users(&task.gid) {
-                refuse_ended(task.gid);
-            }
+            refuse_ended(task.gid);
             task.discard();
         }
         let mut replay = Replay::new(self.origin, self.confirmed);
@@ -504,13 +502,6 @@ impl Receiver {
 
     fn deliver(&mut self, task: Task, lsn: Lsn) {
         self.received = self.received.max(lsn);
-        if cluster::is_users(&task.gid) {
-            return match users::delivered(task.gid, lsn) {
-                Some(Delivery::Apply) => self.waiting.push_back(task),
-                Some(Delivery::Duplicate | Delivery::Never) => task.discard(),
-                None => pgrx::error!("no place for transaction {}", task.gid),
-            };
-        }
         self.deliver_to_machine(task);
     }
 
@@ -533,11 +524,7 @@ impl Receiver {
         self.received = self.received.max(lsn);
         let caught = Caught { sqlstate, message: why.to_owned(), detail: String::new() };
         health::refused(&caught);
-        if cluster::is_users(&gid) {
-            if users::delivered(gid, lsn) == Some(Delivery::Apply) {
-                users::failed(&gid, &caught);
-            }
-        } else if machine::feed(Input::Delivered(gid)).contains(&Effect::Apply(gid)) {
+        if machine::feed(Input::Delivered(gid)).contains(&Effect::Apply(gid)) {
             dmq::give_reason(gid, caught);
             machine::feed(Input::ApplyFailed(gid));
         }
@@ -693,20 +680,11 @@ impl Receiver {
         if self.marks.is_empty() && self.incoming.is_none() && self.held.is_none() {
             self.confirmed = self.confirmed.max(self.received);
         }
-        let (origin, confirmed) = (self.origin, self.confirmed);
-        shmem::participants(|table| {
-            table.retain(|gid, part| {
-                gid.origin != origin || !part.participant.is_finished() || part.lsn > confirmed
-            });
-        });
     }
 }
 
 /// Whether a transaction that a peer has committed is durably committed here.
 fn is_durable(node: &mut mtm_node::Node<'_>, gid: &Gid) -> bool {
-    if cluster::is_users(gid) {
-        return true;
-    }
     if gid.xid < node.forgotten()[gid.origin.index()] {
         return node.transaction(gid).is_none_or(|entry| is_committed(&entry.role));
     }

@@ -15,7 +15,8 @@ use crate::health::{self, Cause};
 use crate::machine;
 use crate::pg::bgworker::{self, Caught};
 use crate::pg::rows::Applier;
-use crate::pg::{message, proc, shmem, sqlrun, twophase, wal, xact};
+use crate::pg::{message, proc, shmem, twophase, wal, xact};
+use crate::users::{self, Work};
 use core::panic::AssertUnwindSafe;
 use core::sync::atomic::Ordering;
 use mtm_core::{GenNum, Gid, Instant, Lsn, NodeId, Xid};
@@ -23,8 +24,9 @@ use mtm_generations::{Input as Generation, StatusInGeneration};
 use mtm_logrep::journal::Installed;
 use mtm_logrep::plan::{Footprint, Place};
 use mtm_logrep::stream::StreamMessage;
+use mtm_node::user::{Obstacle, Operation};
 use mtm_node::{Effect, Input, Role};
-use pgrx::spi::Spi;
+use mtm_paxos::commit::Decree;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
@@ -36,6 +38,8 @@ const MAX_WAITING: usize = 1024;
 const AGAIN_US: u64 = 1_000_000;
 /// Waiting for room for so long is worth a line in the log: a checkpoint comes sooner.
 const FULL_US: u64 = 15_000_000;
+/// How often to look whether a name is free.
+const NAME_US: u64 = 10_000;
 
 /// What the stream brings, in its order.
 enum Event {
@@ -75,6 +79,8 @@ pub struct Replay {
     complained: String,
     /// Since when there is no room for the next transaction.
     full: Option<Instant>,
+    /// Holds the name that a replayed operation on a user's transaction needs.
+    in_the_way: Option<Gid>,
 }
 
 impl Replay {
@@ -101,6 +107,7 @@ impl Replay {
             workers: 0,
             complained: String::new(),
             full: None,
+            in_the_way: None,
         }
     }
 
@@ -295,9 +302,7 @@ impl Replay {
     fn replay_here(&mut self, place: Place, first: bool) {
         let gid = self.lineup.at(place).gid;
         let bytes = core::mem::take(&mut self.lineup.task_mut(place).bytes);
-        let apply = |replay: &mut Self| {
-            apply_committed(&mut replay.applier, &gid, &bytes, || {});
-        };
+        let apply = |replay: &mut Self| replay.apply_here(&gid, &bytes);
         let done = if first {
             self.until_done(apply);
             true
@@ -319,9 +324,7 @@ impl Replay {
     /// Does what an event asks for; gives it back when it must be tried again later.
     fn perform(&mut self, lsn: Lsn, event: Event) -> Option<Event> {
         let event = match event {
-            Event::Commit(commit) if !crate::cluster::is_users(&commit.gid) => {
-                return self.commit(lsn, commit).map(Event::Commit);
-            }
+            Event::Commit(commit) => return self.commit(lsn, commit).map(Event::Commit),
             event => event,
         };
         // Everything before it must be finished, not only begun.
@@ -333,7 +336,7 @@ impl Replay {
             self.lineup.flush();
         }
         let done = match &event {
-            Event::Commit(commit) => self.commit_users(&commit.gid, commit.task.as_ref()),
+            Event::Commit(_) => true,
             Event::Forgotten(below) => {
                 let num = Self::generation();
                 machine::feed(Input::Syncpoint { num, below: *below });
@@ -345,9 +348,6 @@ impl Replay {
         if !done {
             return Some(event);
         }
-        if let Event::Commit(commit) = event {
-            self.forget_rows(commit);
-        }
         self.lineup.pass(lsn);
         None
     }
@@ -355,9 +355,6 @@ impl Replay {
     /// Whether this node has no vote on this transaction. What it must vote on comes again when
     /// the stream is read from here in the ordinary way.
     fn may_pass(gid: &Gid) -> bool {
-        if crate::cluster::is_users(gid) {
-            return true;
-        }
         let view = machine::look(|node| {
             let membership = node.membership();
             (membership.current().generation.num, membership.status_in_generation())
@@ -438,6 +435,9 @@ impl Replay {
         xact::unmark_commit_record();
         if result.is_err() {
             twophase::abort();
+            if let Some(holder) = self.in_the_way.take() {
+                free_name(holder);
+            }
         }
         result
     }
@@ -505,22 +505,43 @@ impl Replay {
         }
     }
 
-    /// A user's own two-phase transaction: not the machine's.
-    fn commit_users(&mut self, gid: &Gid, task: Option<&Task>) -> bool {
-        let me = shmem::header().me();
-        if Some(gid.origin) == me || is_committed_users(gid) {
-            return true;
+    /// Replays a transaction in this process. An operation on a user's transaction is done to its
+    /// end.
+    fn apply_here(&mut self, gid: &Gid, task: &[u8]) {
+        twophase::begin();
+        let Some(work) = apply_rows(&mut self.applier, gid, task) else {
+            xact::mark_origin(Lsn(0));
+            return twophase::commit();
+        };
+        self.hold(gid, &work);
+        users::write(gid, &work, true);
+        match work.operation {
+            Operation::Prepare(_) => {
+                work.prepare(gid);
+                users::note_prepared(gid, &work.operation, users::local(gid));
+            }
+            Operation::Finish { first, decree } => {
+                xact::mark_origin(Lsn(0));
+                twophase::commit();
+                users::end_users(&first, decree);
+            }
         }
-        if is_prepared(gid) {
-            twophase::finish(&gid.to_string(), true);
-            return true;
+        shmem::node(|state| state.end_operation(gid, Decree::Commit));
+    }
+
+    /// Takes the name that an operation needs; an ERROR after which it is tried again when it is
+    /// not free.
+    fn hold(&mut self, gid: &Gid, work: &Work) {
+        match users::hold(gid, &work.operation, xact::assign_number().short()) {
+            Ok(()) => {}
+            Err(Obstacle::Busy(holder)) => {
+                self.in_the_way = Some(holder);
+                bgworker::raise("57014", "another transaction holds the name", "");
+            }
+            Err(obstacle) => {
+                users::raise(&work.operation, users::name_of(&work.operation), obstacle);
+            }
         }
-        if let Some(task) = task {
-            let bytes = task.bytes.clone();
-            self.until_done(|replay| apply_committed(&mut replay.applier, gid, &bytes, || {}));
-            message::flush(wal::last_commit());
-        }
-        true
     }
 
     fn parallel_safe(&mut self, num: GenNum, held: &[(Gid, bool)]) -> bool {
@@ -570,15 +591,23 @@ impl Replay {
 
     /// The donor holds it, undecided: so does this node from now on.
     fn install(&mut self, gid: &Gid, accepted_abort: bool) {
-        if !is_prepared(gid) {
+        if !users::is_prepared(gid) {
             let Some(bytes) = self.held.get(gid).map(|task| task.bytes.clone()) else {
                 pgrx::error!("rows of undecided transaction {gid} have not come from the donor");
             };
             self.until_done(|replay| {
                 twophase::begin();
-                apply_rows(&mut replay.applier, gid, &bytes);
-                xact::mark_origin(Lsn(0));
-                twophase::prepare(&gid.to_string());
+                match apply_rows(&mut replay.applier, gid, &bytes) {
+                    Some(work) => {
+                        replay.hold(gid, &work);
+                        users::write(gid, &work, false);
+                        work.prepare(gid);
+                    }
+                    None => {
+                        xact::mark_origin(Lsn(0));
+                        twophase::prepare(gid.to_string());
+                    }
+                }
             });
         }
         let mut content = Vec::new();
@@ -590,14 +619,17 @@ impl Replay {
 
 /// One transaction with its rows and its name, committed but not durably. `done` runs at once
 /// after the commit.
+/// Those that do more than that are for the receiver.
 pub fn apply_committed(applier: &mut Applier, gid: &Gid, task: &[u8], done: impl FnOnce()) {
     xact::begin();
-    apply_rows(applier, gid, task);
+    if apply_rows(applier, gid, task).is_some() {
+        bgworker::raise("55P03", "left to the receiver", "");
+    }
     xact::mark_origin(Lsn(0));
     xact::commit_and(done);
 }
 
-fn apply_rows(applier: &mut Applier, gid: &Gid, task: &[u8]) {
+fn apply_rows(applier: &mut Applier, gid: &Gid, task: &[u8]) -> Option<Work> {
     xact::mark_origin(Lsn(0));
     crate::hook::commit::write_marker(gid);
     xact::mark_rows_of(gid.origin);
@@ -610,6 +642,7 @@ fn apply_rows(applier: &mut Applier, gid: &Gid, task: &[u8]) {
         Err(error) => pgrx::error!("malformed rows in recovery: {error}"),
     }
     applier.finish();
+    applier.work()
 }
 
 /// At the replaying process' end: what was begun in the machine's table must be done. It cannot be
@@ -661,23 +694,16 @@ fn is_undecided(gid: &Gid) -> bool {
     undecided == Some(true)
 }
 
-/// Whether a transaction of this name is prepared here.
-fn is_prepared(gid: &Gid) -> bool {
-    let gid = gid.to_string();
-    sqlrun::in_transaction(|| {
-        Spi::connect(|client| {
-            let query = "SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE gid = $1";
-            let rows = client.select(query, Some(1), &[gid.as_str().into()]);
-            !rows.expect("a plain query").is_empty()
-        })
-    })
-}
-
-/// Whether a user's transaction of another node is known to be committed here.
-fn is_committed_users(gid: &Gid) -> bool {
-    shmem::participants(|table| {
-        table.get_mut(gid).is_some_and(|part| {
-            part.participant.state() == mtm_paxos::commit::ParticipantState::Committed
-        })
-    })
+/// Makes whoever holds a name let go of it: what is undecided is dropped, a session that waits for
+/// an outcome stops waiting, and what is just being ended is waited for.
+fn free_name(holder: Gid) {
+    for effect in machine::feed(Input::Drop(holder)) {
+        if let Effect::DropPrepared(gid) = effect {
+            resolver::drop_prepared(&gid);
+        }
+    }
+    if let Some(procno) = shmem::node(|state| state.backend_of(&holder).map(|(procno, _)| procno)) {
+        proc::cancel(procno);
+    }
+    proc::wait(None, Some(NAME_US));
 }

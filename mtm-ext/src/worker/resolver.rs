@@ -1,19 +1,21 @@
-//! mtm-resolver: ends prepared transactions that no apply worker has, makes way for what recovery
-//! replays, and asks for outcomes of users' two-phase transactions.
+//! mtm-resolver: ends prepared transactions that no apply worker has, and makes way for what
+//! recovery replays.
 
-use super::{crew, finish, users};
-use crate::machine;
-use crate::pg::shmem::{self, Part};
-use crate::pg::{bgworker, lockwait, pipe, proc, sqlrun, twophase, xact};
+use super::{crew, finish};
+use crate::pg::shmem;
+use crate::pg::{bgworker, lockwait, pipe, proc, sqlrun, xact};
+use crate::{machine, users};
 use core::sync::atomic::Ordering;
-use mtm_core::{Gid, Instant, Lsn};
+use mtm_core::{Gid, Instant};
 use mtm_node::{Effect, Input};
-use mtm_paxos::commit::Participant;
+use mtm_paxos::commit::Decree;
 use pgrx::spi::Spi;
 use std::collections::BTreeMap;
 
 /// How often to look whether recovery waits for a lock, while there is recovery.
 const LOOK_US: u64 = 10_000;
+/// How often to look for what nobody has, if nobody says so.
+const IDLE_US: u64 = 1_200_000;
 /// Who is in the way of recovery for longer than this, and does not heed a cancel, is ended.
 const PATIENCE_US: u64 = 200_000;
 /// Recovery that waits for so long is worth a line in the log.
@@ -25,11 +27,7 @@ pub fn run() {
     bgworker::connect_to_database(header.database.load(Ordering::Relaxed));
     xact::set_applying();
     header.resolver.store(proc::my_procno(), Ordering::Release);
-    collect_users();
-    pipe::with_exit_hook(serve, || {
-        finish::release();
-        users::release();
-    });
+    pipe::with_exit_hook(serve, || drop(finish::release()));
 }
 
 fn serve() {
@@ -38,54 +36,35 @@ fn serve() {
     loop {
         bgworker::handle_signals();
         finish::orphans();
-        users::finish_orphans();
-        let undecided = users::ask();
         make_way(&mut waiting);
         let replays = header.replayer.load(Ordering::Acquire) != proc::NO_PROC;
-        let patience = match (replays, undecided) {
-            (true, _) => LOOK_US,
-            (false, true) => users::ASK_US,
-            (false, false) => 4 * users::ASK_US,
-        };
-        proc::wait(None, Some(patience));
+        proc::wait(None, Some(if replays { LOOK_US } else { IDLE_US }));
     }
 }
 
-/// Takes note of users' transactions of other nodes that were prepared before the server started.
-fn collect_users() {
-    let me = shmem::header().me();
-    let theirs = |gid: &Gid| Some(gid.origin) != me && crate::cluster::is_users(gid);
-    for gid in prepared_gids("").into_iter().filter(theirs) {
-        shmem::participants(|table| {
-            let fresh = || Part::new(Participant::found_prepared(), Lsn(0), 0);
-            if table.entry(gid, fresh).is_err() {
-                pgrx::warning!("no place for prepared transaction {gid}");
-            }
-        });
-    }
-}
-
-/// Names of prepared transactions of this database.
-fn prepared_gids(of_waiter: &str) -> Vec<Gid> {
-    let texts: Vec<String> = sqlrun::in_transaction(|| {
+/// Undecided transactions of the cluster that are prepared here and hold what the process with this
+/// pid waits for.
+fn in_the_way_of(pid: i32) -> Vec<Gid> {
+    let found: Vec<(Option<Gid>, u32)> = sqlrun::in_transaction(|| {
         Spi::connect(|client| {
-            let rows = if of_waiter.is_empty() {
-                client.select(PREPARED, None, &[])
-            } else {
-                client.select(IN_THE_WAY, None, &[of_waiter.into()])
-            };
-            let rows = rows.expect("a plain query");
-            rows.filter_map(|row| row.get::<String>(1).ok().flatten()).collect()
+            let rows = client.select(IN_THE_WAY, None, &[pid.to_string().as_str().into()]);
+            rows.expect("a plain query")
+                .filter_map(|row| {
+                    let gid = row.get::<String>(1).ok()?.and_then(|text| text.parse().ok());
+                    Some((gid, u32::try_from(row.get::<i64>(2).ok()??).ok()?))
+                })
+                .collect()
         })
     });
-    texts.iter().filter_map(|text| text.parse().ok()).collect()
+    let named = |(gid, local): (Option<Gid>, u32)| {
+        gid.or_else(|| shmem::node(|state| users::undecided_as(state, local)))
+    };
+    found.into_iter().filter_map(named).collect()
 }
 
-const PREPARED: &str = "SELECT gid FROM pg_catalog.pg_prepared_xacts \
-     WHERE database = pg_catalog.current_database()";
-
 /// Prepared transactions that hold what the process with this pid waits for.
-const IN_THE_WAY: &str = "SELECT DISTINCT p.gid FROM pg_catalog.pg_locks w \
+const IN_THE_WAY: &str = "SELECT DISTINCT CASE WHEN pg_catalog.starts_with(p.gid, 'MTM-') THEN p.gid END, \
+     p.transaction::pg_catalog.text::pg_catalog.int8 FROM pg_catalog.pg_locks w \
      JOIN pg_catalog.pg_locks h ON h.granted AND h.pid IS NULL AND h.locktype = w.locktype \
      AND ROW(h.database, h.relation, h.page, h.tuple, h.transactionid, h.classid, h.objid, \
              h.objsubid) \
@@ -117,7 +96,7 @@ fn make_way(waiting: &mut BTreeMap<proc::ProcNo, Instant>) {
 /// Whether it has waited for so long that it was worth a line in the log.
 fn make_way_for(replayer: proc::ProcNo, since: Instant, replayers: &[proc::ProcNo]) -> bool {
     let pid = proc::pid_of(replayer);
-    for gid in prepared_gids(&pid.to_string()) {
+    for gid in in_the_way_of(pid) {
         for effect in machine::feed(Input::Drop(gid)) {
             if let Effect::DropPrepared(gid) = effect {
                 drop_prepared(&gid);
@@ -145,8 +124,9 @@ fn make_way_for(replayer: proc::ProcNo, since: Instant, replayers: &[proc::ProcN
 
 /// Rolls back a prepared transaction without any outcome: this node lacks it from now on.
 pub fn drop_prepared(gid: &Gid) {
-    twophase::finish(&gid.to_string(), false);
+    users::carry_out(gid, false);
     machine::feed_after(Input::RecoveryDone(*gid), |state| {
         state.notes.remove(gid);
+        state.end_operation(gid, Decree::Abort);
     });
 }

@@ -1,7 +1,7 @@
 //! mtm-dmq-sender: one connection to each peer, all outgoing messages.
 
+use super::inbox;
 use super::wire::{Incoming, Outgoing};
-use super::{inbox, users};
 use crate::guc;
 use crate::pg::bgworker;
 use crate::pg::conn::{Conn, ConnError, CopyIn};
@@ -64,9 +64,7 @@ fn down(node: NodeId, link: &mut Link) {
     link.not_before = proc::now().plus_us(RETRY_US);
     let peer = shmem::peer(node);
     peer.link_up.store(0, Ordering::Release);
-    peer.epoch.fetch_add(1, Ordering::AcqRel);
     proc::wake(shmem::header().campaigner.load(Ordering::Acquire));
-    users::wake_waiters();
 }
 
 fn reconnect(node: NodeId, link: &mut Link) {

@@ -230,6 +230,8 @@ impl Tracer {
                 }
                 RowMessage::Ddl(_) => footprint.touch_everything(),
                 RowMessage::Subxact(_) => {}
+                // What it does to a user's transaction, and to the rows of that, is not among its rows.
+                RowMessage::User(_) => footprint.touch_everything(),
             }
         }
         Ok(())

@@ -12,6 +12,7 @@
 //! 'X' table:var  'K' key | 'O' row                   DELETE
 //! 'T' flags:u8 n:var table:var...                    TRUNCATE (bit 0 cascade, bit 1 restart)
 //! 'D' len:u32 bytes                                  DDL, opaque here
+//! 'P' len:u32 bytes                                  a user's two-phase operation, opaque here
 //! 'S' xid:u32                                        what follows belongs to this subtransaction
 //! row, key: n:var, then n values:
 //!   0 NULL | 1 unchanged | (2 len + 2):var bytes, binary | (2 len + 3):var bytes, text
@@ -71,6 +72,8 @@ pub enum RowMessage<'a> {
     },
     /// A schema change, written and read elsewhere.
     Ddl(&'a [u8]),
+    /// What the transaction does to a user's two-phase transaction, written and read elsewhere.
+    User(&'a [u8]),
     /// The following messages belong to this subtransaction.
     Subxact(u32),
 }
@@ -104,6 +107,7 @@ mod tag {
     pub(super) const DELETE: u8 = b'X';
     pub(super) const TRUNCATE: u8 = b'T';
     pub(super) const DDL: u8 = b'D';
+    pub(super) const USER: u8 = b'P';
     pub(super) const SUBXACT: u8 = b'S';
     pub(super) const NO_OLD: u8 = b'-';
     pub(super) const OLD_KEY: u8 = b'K';

@@ -62,6 +62,7 @@ impl<'a> RowReader<'a> {
             }
             tag::TRUNCATE => self.truncate()?,
             tag::DDL => RowMessage::Ddl(self.reader.bytes()?),
+            tag::USER => RowMessage::User(self.reader.bytes()?),
             tag::SUBXACT => RowMessage::Subxact(self.reader.u32()?),
             _ => return Err(unknown),
         })

@@ -40,6 +40,7 @@ enum Message {
     Delete(bool, Row),
     Truncate(usize, bool, bool),
     Ddl(Vec<u8>),
+    User(Vec<u8>),
     Subxact(u32),
 }
 
@@ -62,6 +63,7 @@ fn message() -> impl Strategy<Value = Message> {
         (any::<bool>(), row()).prop_map(|(full, old)| Message::Delete(full, old)),
         (0usize..4, any::<bool>(), any::<bool>()).prop_map(|(n, c, r)| Message::Truncate(n, c, r)),
         prop::collection::vec(any::<u8>(), 0..50).prop_map(Message::Ddl),
+        prop::collection::vec(any::<u8>(), 0..50).prop_map(Message::User),
         any::<u32>().prop_map(Message::Subxact),
     ]
 }
@@ -92,6 +94,7 @@ fn write(w: &mut RowWriter<'_>, message: &Message) {
         }
         Message::Truncate(n, cascade, restart) => w.truncate(&vec![0; *n], *cascade, *restart),
         Message::Ddl(bytes) => w.ddl(bytes),
+        Message::User(bytes) => w.user(bytes),
         Message::Subxact(xid) => w.subxact(*xid),
     }
 }
@@ -124,7 +127,7 @@ fn equal(wrote: &Message, read: &RowMessage<'_>) -> bool {
         (Message::Truncate(n, c, r), RowMessage::Truncate { tables, cascade, restart }) => {
             tables.iter().eq(vec![0; *n]) && c == cascade && r == restart
         }
-        (Message::Ddl(a), RowMessage::Ddl(b)) => a == b,
+        (Message::Ddl(a), RowMessage::Ddl(b)) | (Message::User(a), RowMessage::User(b)) => a == b,
         (Message::Subxact(a), RowMessage::Subxact(b)) => a == b,
         _ => false,
     }

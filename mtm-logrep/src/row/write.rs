@@ -83,6 +83,12 @@ impl<'a> RowWriter<'a> {
         sized(self.out, bytes);
     }
 
+    /// What the transaction does to a user's two-phase transaction.
+    pub fn user(&mut self, bytes: &[u8]) {
+        self.out.push(tag::USER);
+        sized(self.out, bytes);
+    }
+
     /// What follows belongs to this subtransaction.
     pub fn subxact(&mut self, xid: u32) {
         self.out.push(tag::SUBXACT);

@@ -4,6 +4,7 @@
 use super::arena::Arena;
 use super::checks;
 use super::stream_reader::{Event, Said, Slot, hex};
+use crate::server::DATABASE;
 use crate::wait::until;
 use anyhow::{Result, ensure};
 use mtm_core::{GenNum, Gid, Xid};
@@ -17,10 +18,11 @@ checks!("stream":
     replays_with_schema_changes,
     values_stored_out_of_line,
     replays_from_the_middle,
-    replays_of_what_was_prepared_before,
+    replays_of_what_users_prepare,
     large_replays,
     held_at_parallel_safe,
     held_and_rolled_back_since,
+    users_rolled_back_since,
     local_transactions_are_left_out,
     rows_that_cannot_be_replayed,
     announcements_are_named,
@@ -97,10 +99,12 @@ fn marks_without_an_announcement(a: &Arena) -> Result<()> {
     a.run(1, "BEGIN; INSERT INTO st_late VALUES (1); PREPARE TRANSACTION 'user-st1'")?;
     slot.skip()?;
     a.run(1, "COMMIT PREPARED 'user-st1'")?;
-    let all = events(&slot, "mode normal", Said::Mark, 1)?;
-    ensure!(all.len() == 1, "more than a mark: {all:?}");
+    // The mark of the second operation, and one more where the first one's rows become visible.
+    let all = events(&slot, "mode normal", Said::Mark, 2)?;
+    ensure!(all.iter().filter(|event| event.said == Said::Mark).count() == 2, "{all:?}");
+    // What was user-prepared before does not come again.
     let all = slot.peek("mode recovery")?;
-    ensure!(all.len() == 1 && all[0].rows()? == "+st_late(1,~)", "{all:?}");
+    ensure!(of(&all, Said::Replay).len() == 1 && all[0].rows()?.is_empty(), "{all:?}");
     slot.skip()?;
     let rows = "INSERT INTO st_late SELECT g, repeat('x', 50) FROM generate_series(2, 5000) g";
     let number = write(a, 1, rows)?;
@@ -226,17 +230,25 @@ fn replays_from_the_middle(a: &Arena) -> Result<()> {
     Ok(())
 }
 
-fn replays_of_what_was_prepared_before(a: &Arena) -> Result<()> {
+/// What a user prepares is replayed where it becomes user-prepared, and how he ends it is another
+/// transaction, without rows.
+fn replays_of_what_users_prepare(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE st_before(id int PRIMARY KEY)")?;
     let slots = [Slot::new(a, 1, "before1")?, Slot::new(a, 2, "before2")?];
     a.run(1, "BEGIN; INSERT INTO st_before VALUES (1), (2); PREPARE TRANSACTION 'user-st2'")?;
-    slots.iter().try_for_each(Slot::skip)?;
+    for slot in &slots {
+        let all = events(slot, "mode recovery", Said::Replay, 1)?;
+        ensure!(all.len() == 1, "{all:?}");
+        ensure!(all[0].rows()? == "+st_before(1)+st_before(2)", "{}", all[0].rows()?);
+    }
     a.run(1, "COMMIT PREPARED 'user-st2'")?;
     a.run(1, "BEGIN; INSERT INTO st_before VALUES (3); PREPARE TRANSACTION 'user-st3'")?;
     a.run(1, "ROLLBACK PREPARED 'user-st3'")?;
+    let expected = ["+st_before(1)+st_before(2)", "", "+st_before(3)", ""];
     for slot in &slots {
-        let all = events(slot, "mode recovery", Said::Replay, 1)?;
-        ensure!(all[0].rows()? == "+st_before(1)+st_before(2)", "{}", all[0].rows()?);
+        let all = events(slot, "mode recovery", Said::Replay, 4)?;
+        let rows: Vec<String> = all.iter().map(Event::rows).collect::<Result<_>>()?;
+        ensure!(rows == expected, "{rows:?}");
     }
     shown(a, 2, "SELECT count(*) FROM pg_prepared_xacts", "0")
 }
@@ -267,11 +279,36 @@ fn large_replays(a: &Arena) -> Result<()> {
     Ok(())
 }
 
-/// A transaction that another node began and this one holds prepared.
-fn prepare_elsewhere(a: &Arena, sql: &str, user_gid: &str) -> Result<Gid> {
-    a.run(2, &format!("BEGIN; {sql}; PREPARE TRANSACTION '{user_gid}'"))?;
-    let prepared = "SELECT gid FROM pg_prepared_xacts WHERE gid LIKE 'MTM-2-%'";
-    Ok(a.ask(1, prepared)?.parse()?)
+/// Runs `body` with a transaction that node 2 has announced and node 1 holds prepared: node 3 has
+/// no vote, because a table is locked there. `body` is given its name, and how to commit it (`true`)
+/// or to have it aborted.
+fn while_held(
+    a: &Arena,
+    sql: &str,
+    body: impl FnOnce(Gid, &dyn Fn(bool) -> Result<()>) -> Result<()>,
+) -> Result<()> {
+    a.run(1, "CREATE TABLE IF NOT EXISTS st_block(id serial PRIMARY KEY)")?;
+    let lock = a.cluster.node(3)?.connect_as(DATABASE, "mtm_admin")?;
+    lock.run("BEGIN; LOCK TABLE st_block IN SHARE MODE")?;
+    let session = a.on(2)?;
+    let pid = session.one("SELECT pg_backend_pid()")?;
+    std::thread::scope(|scope| {
+        let client = scope.spawn(move || {
+            session.run(&format!("BEGIN; {sql}; INSERT INTO st_block VALUES (default); COMMIT"))
+        });
+        let end = |commit: bool| match commit {
+            true => Ok(lock.run("ROLLBACK").map(drop)?),
+            false => a.run(2, &format!("SELECT pg_cancel_backend({pid})")).map(drop),
+        };
+        let held = until("node 1 holds it", LIMIT, || {
+            let gid = a.ask(1, "SELECT gid FROM pg_prepared_xacts WHERE gid LIKE 'MTM-2-%'")?;
+            Ok(gid.parse::<Gid>().ok())
+        });
+        let result = held.and_then(|held| body(held, &end));
+        let _ = lock.run("ROLLBACK");
+        let _ = client.join();
+        result
+    })
 }
 
 /// Writes a message that belongs to no transaction, and makes it durable.
@@ -284,47 +321,49 @@ fn log(a: &Arena, prefix: &str, content: &[u8]) -> Result<()> {
 
 fn log_parallel_safe(a: &Arena, num: u64, held: Vec<(Gid, bool)>) -> Result<()> {
     let mut content = Vec::new();
-    ParallelSafe { num: GenNum(num), held }.encode(&mut content);
+    ParallelSafe { num: GenNum(num), held, users: Vec::new() }.encode(&mut content);
     log(a, "mtm-parallel-safe", &content)
 }
 
 fn held_at_parallel_safe(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE st_held(id int PRIMARY KEY, v text)")?;
+    a.run(1, "CREATE TABLE IF NOT EXISTS st_block(id serial PRIMARY KEY)")?;
     let slot = Slot::new(a, 1, "held")?;
     let rows = "INSERT INTO st_held VALUES (1, 'a'); SAVEPOINT s;
                 INSERT INTO st_held VALUES (2, 'b'); RELEASE s; UPDATE st_held SET v = 'c' WHERE id = 1";
-    let held = prepare_elsewhere(a, rows, "user-st4")?;
-    let number = write(a, 2, "INSERT INTO st_held VALUES (3, 'd')")?;
-    shown(a, 1, "SELECT count(*) FROM st_held", "1")?;
-    let before = Gid { xid: Xid(number), generation: GenNum(1), ..held };
-    log_parallel_safe(a, 7, vec![(held, false), (before, true)])?;
-    log_parallel_safe(a, 8, vec![(held, true)])?;
-    write(a, 1, "INSERT INTO st_held VALUES (4, 'e')")?;
-    a.run(2, "COMMIT PREPARED 'user-st4'")?;
-    let expected = "+st_held(1,a)+st_held(2,b)~st_held(1,c)";
-    let all = events(&slot, "mode recovery", Said::ReplayPrepared, 1)?;
-    let said: Vec<Said> = all.iter().map(|event| event.said).collect();
-    let order = [
-        Said::Replay,
-        Said::Held(false),
-        Said::HeldElsewhere(true),
-        Said::ParallelSafe(GenNum(7)),
-        Said::HeldElsewhere(true),
-        Said::ParallelSafe(GenNum(8)),
-        Said::Replay,
-        Said::ReplayPrepared,
-    ];
-    ensure!(said == order, "{said:?}");
-    ensure!(all[1].gid == Some(held) && all[7].gid == Some(held), "{all:?}");
-    ensure!(all[1].rows()? == expected, "{}", all[1].rows()?);
-    // Who asks for another generation gets each transaction at its commit, with its rows.
-    let all = events(&slot, "mode recovery hold 8", Said::ReplayPrepared, 1)?;
-    ensure!(of(&all, Said::Held(true))[0].rows()? == expected, "{all:?}");
-    ensure!(of(&all, Said::ParallelSafe(GenNum(7))).is_empty(), "{all:?}");
-    let all = events(&slot, "mode recovery hold 0", Said::Replay, 3)?;
-    ensure!(all.len() == 3 && all[2].gid == Some(held), "{all:?}");
-    ensure!(all[2].rows()? == expected, "{}", all[2].rows()?);
-    Ok(())
+    while_held(a, rows, |held, end| {
+        let number = write(a, 2, "INSERT INTO st_held VALUES (3, 'd')")?;
+        shown(a, 1, "SELECT count(*) FROM st_held", "1")?;
+        let before = Gid { xid: Xid(number), generation: GenNum(1), ..held };
+        log_parallel_safe(a, 7, vec![(held, false), (before, true)])?;
+        log_parallel_safe(a, 8, vec![(held, true)])?;
+        write(a, 1, "INSERT INTO st_held VALUES (4, 'e')")?;
+        end(true)?;
+        let expected = "+st_held(1,a)+st_held(2,b)~st_held(1,c)+st_block(";
+        let all = events(&slot, "mode recovery", Said::ReplayPrepared, 1)?;
+        let said: Vec<Said> = all.iter().map(|event| event.said).collect();
+        let order = [
+            Said::Replay,
+            Said::Held(false),
+            Said::HeldElsewhere(true),
+            Said::ParallelSafe(GenNum(7)),
+            Said::HeldElsewhere(true),
+            Said::ParallelSafe(GenNum(8)),
+            Said::Replay,
+            Said::ReplayPrepared,
+        ];
+        ensure!(said == order, "{said:?}");
+        ensure!(all[1].gid == Some(held) && all[7].gid == Some(held), "{all:?}");
+        ensure!(all[1].rows()?.starts_with(expected), "{}", all[1].rows()?);
+        // Who asks for another generation gets each transaction at its commit, with its rows.
+        let all = events(&slot, "mode recovery hold 8", Said::ReplayPrepared, 1)?;
+        ensure!(of(&all, Said::Held(true))[0].rows()?.starts_with(expected), "{all:?}");
+        ensure!(of(&all, Said::ParallelSafe(GenNum(7))).is_empty(), "{all:?}");
+        let all = events(&slot, "mode recovery hold 0", Said::Replay, 3)?;
+        ensure!(all.len() == 3 && all[2].gid == Some(held), "{all:?}");
+        ensure!(all[2].rows()?.starts_with(expected), "{}", all[2].rows()?);
+        Ok(())
+    })
 }
 
 /// When this is read, the held transactions are not there any more: rows can be read nevertheless,
@@ -332,25 +371,45 @@ fn held_at_parallel_safe(a: &Arena) -> Result<()> {
 fn held_and_rolled_back_since(a: &Arena) -> Result<()> {
     let rows = "INSERT INTO st_held SELECT g, repeat('x', 100) FROM generate_series(101, 2100) g";
     let ddl = "CREATE TABLE st_gone(id int PRIMARY KEY); INSERT INTO st_gone VALUES (1)";
-    let ddl_rows = "!+st_gone(1)";
-    for (sql, gid) in [(rows, "user-st5"), (ddl, "user-st6")] {
+    for sql in [rows, ddl] {
         let slot = Slot::new(a, 1, "rolled_back")?;
-        let held = prepare_elsewhere(a, sql, gid)?;
-        log_parallel_safe(a, 9, vec![(held, true)])?;
-        if sql == ddl {
-            let all = events(&slot, "mode recovery", Said::Held(true), 1)?;
-            ensure!(all[0].rows()? == ddl_rows, "{}", all[0].rows()?);
-        }
-        a.run(2, &format!("ROLLBACK PREPARED '{gid}'"))?;
+        while_held(a, sql, |held, end| {
+            log_parallel_safe(a, 9, vec![(held, true)])?;
+            if sql == ddl {
+                let all = events(&slot, "mode recovery", Said::Held(true), 1)?;
+                ensure!(all[0].rows()?.starts_with("!+st_gone(1)"), "{}", all[0].rows()?);
+            }
+            end(false)?;
+            shown(a, 1, "SELECT count(*) FROM pg_prepared_xacts", "0")?;
+            let all = events(&slot, "mode recovery", Said::ParallelSafe(GenNum(9)), 1)?;
+            ensure!(all.len() == 2 && all[0].gid == Some(held), "{all:?}");
+            if sql == rows {
+                ensure!(all[0].said == Said::Held(true), "{all:?}");
+                ensure!(all[0].counts()?.get(&'+') == Some(&2001), "{all:?}");
+            } else {
+                ensure!(all[0].said == Said::HeldGone(true), "{all:?}");
+            }
+            Ok(())
+        })?;
+    }
+    a.expect("SELECT count(*) FROM st_held", "4")
+}
+
+/// A user rolls back what he has prepared: where that is read later, the rows can be read
+/// nevertheless, unless their schema went with them. Then the name comes without them.
+fn users_rolled_back_since(a: &Arena) -> Result<()> {
+    let rows = "INSERT INTO st_held SELECT g, repeat('x', 100) FROM generate_series(101, 2100) g";
+    let ddl = "CREATE TABLE st_gone(id int PRIMARY KEY); INSERT INTO st_gone VALUES (1)";
+    for (sql, name, expected) in [(rows, "user-st5", 2000), (ddl, "user-st6", 0)] {
+        let slot = Slot::new(a, 1, "users_rolled_back")?;
+        a.run(2, &format!("BEGIN; {sql}; PREPARE TRANSACTION '{name}'"))?;
+        a.run(2, &format!("ROLLBACK PREPARED '{name}'"))?;
         shown(a, 1, "SELECT count(*) FROM pg_prepared_xacts", "0")?;
-        let all = events(&slot, "mode recovery", Said::ParallelSafe(GenNum(9)), 1)?;
-        ensure!(all.len() == 2 && all[0].gid == Some(held), "{all:?}");
-        if sql == rows {
-            ensure!(all[0].said == Said::Held(true), "{all:?}");
-            ensure!(all[0].counts()?.get(&'+') == Some(&2000), "{all:?}");
-        } else {
-            ensure!(all[0].said == Said::HeldGone(true), "{all:?}");
-        }
+        let all = events(&slot, "mode recovery", Said::Replay, 2)?;
+        let replays = of(&all, Said::Replay);
+        ensure!(replays[0].counts()?.get(&'+').copied().unwrap_or(0) == expected, "{all:?}");
+        ensure!(replays[0].names()? == 1 && replays[1].names()? == 1, "{all:?}");
+        ensure!(replays[1].counts()?.is_empty(), "{all:?}");
     }
     a.expect("SELECT count(*) FROM st_held", "4")
 }
@@ -414,15 +473,15 @@ fn announcements_are_named(a: &Arena) -> Result<()> {
     let own = write(a, 1, "INSERT INTO st_named VALUES (2)")?;
     let other = write(a, 2, "INSERT INTO st_named VALUES (3)")?;
     shown(a, 1, "SELECT count(*) FROM st_named", "2")?;
-    events(&slot, "mode recovery", Said::Replay, 2)?;
+    events(&slot, "mode recovery", Said::Replay, 3)?;
     let mut all = slot.peek_all("mode recovery")?;
     all.retain(|event| !matches!(event.said, Said::Syncpoint(_)));
     let said: Vec<Said> = all.iter().map(|event| event.said).collect();
     a.run(1, "COMMIT PREPARED 'user-st7'")?;
-    let order = [Said::Announcement, Said::Announcement, Said::Replay, Said::Replay];
-    ensure!(said == order, "{said:?}");
-    ensure!(all[1].who() == (1, own) && all[2].who() == (1, own), "{all:?}");
-    ensure!(all[3].who() == (2, other), "{all:?}");
+    let replay = [Said::Announcement, Said::Replay];
+    ensure!(said == [replay.as_slice(), &replay, &[Said::Replay]].concat(), "{said:?}");
+    ensure!(all[2].who() == (1, own) && all[3].who() == (1, own), "{all:?}");
+    ensure!(all[4].who() == (2, other), "{all:?}");
     Ok(())
 }
 

@@ -60,7 +60,7 @@ impl Event {
         let mut counts = BTreeMap::new();
         for message in RowReader::new(&self.payload) {
             let kind = match message? {
-                RowMessage::Relation(_) | RowMessage::Subxact(_) => continue,
+                RowMessage::Relation(_) | RowMessage::Subxact(_) | RowMessage::User(_) => continue,
                 RowMessage::Insert { .. } => '+',
                 RowMessage::Update { .. } => '~',
                 RowMessage::Delete { .. } => '-',
@@ -70,6 +70,15 @@ impl Event {
             *counts.entry(kind).or_default() += 1;
         }
         Ok(counts)
+    }
+
+    /// How often it says what the transaction does to a user's two-phase transaction.
+    pub(super) fn names(&self) -> Result<usize> {
+        let mut names = 0;
+        for message in RowReader::new(&self.payload) {
+            names += usize::from(matches!(message?, RowMessage::User(_)));
+        }
+        Ok(names)
     }
 
     /// The new rows in words: `+table(1,text)`.
@@ -96,6 +105,8 @@ impl Event {
                     }
                 }
                 RowMessage::Ddl(_) => out.push('!'),
+                // Names are none of the rows.
+                RowMessage::User(_) => {}
                 RowMessage::Subxact(_) => bail!("subtransactions are told apart"),
             }
         }

@@ -2,6 +2,8 @@
 
 use super::arena::Arena;
 use super::checks;
+use super::failover::{GO_ON_WITHIN, is_online};
+use crate::server::{DATABASE, Server};
 use crate::wait::until;
 use anyhow::{Result, ensure};
 use std::time::Duration;
@@ -17,7 +19,31 @@ checks!("twophase":
     prepared_conflict_with_a_peer,
     prepared_ddl,
     read_only_prepare,
+    finished_on_another_node,
+    only_its_owner_ends_it,
+    one_name_on_two_nodes_at_once,
+    two_ends_at_once,
+    locks_of_session_and_transaction,
+    members_come_back_meanwhile,
+    origin_dies_and_others_end_it,
+    all_killed_while_prepared,
 );
+
+/// Rows of the table on all nodes, once they are the same.
+fn settles(a: &Arena, query: &str, expected: &str) -> Result<()> {
+    until(&format!("{query} is {expected} everywhere"), GO_ON_WITHIN, || {
+        a.expect(query, expected).map(Some)
+    })
+}
+
+/// Names of what users have prepared, on all nodes.
+fn prepared(a: &Arena, pattern: &str, expected: &str) -> Result<()> {
+    let query = format!(
+        "SELECT string_agg(gid || ' of ' || owner, ', ' ORDER BY gid) FROM pg_prepared_xacts
+          WHERE gid LIKE '{pattern}'"
+    );
+    settles(a, &query, expected)
+}
 
 fn commit_prepared(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE t_commit(id int PRIMARY KEY)")?;
@@ -130,4 +156,214 @@ fn read_only_prepare(a: &Arena) -> Result<()> {
     until("nothing is left of it", Duration::from_secs(5), || {
         Ok((a.ask(1, "SELECT count(*) FROM pg_prepared_xacts")? == "0").then_some(()))
     })
+}
+
+fn finished_on_another_node(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE t_node(id int PRIMARY KEY)")?;
+    for (id, end) in [(10, "COMMIT"), (11, "ROLLBACK")] {
+        a.run(
+            1,
+            &format!("BEGIN; INSERT INTO t_node VALUES ({id}); PREPARE TRANSACTION 'user-{id}'"),
+        )?;
+        prepared(a, "user-1_", &format!("user-{id} of {DATABASE}"))?;
+        settles(a, "SELECT count(*) FROM mtm.undecided", "0")?;
+        a.run(3, &format!("{end} PREPARED 'user-{id}'"))?;
+        // It is over, also where it began, and the name is free.
+        for node in a.ids() {
+            let error = a.on(node)?.refused(&format!("COMMIT PREPARED 'user-{id}'"))?;
+            ensure!(error.state == "42704", "{error}");
+        }
+    }
+    let block = a.on(2)?;
+    a.run(1, "BEGIN; INSERT INTO t_node VALUES (12); PREPARE TRANSACTION 'user-11'")?;
+    block.run("BEGIN")?;
+    let error = block.refused("ROLLBACK PREPARED 'user-11'")?;
+    ensure!(error.state == "25001", "{error}");
+    a.run(2, "ROLLBACK PREPARED 'user-11'")?;
+    settles(a, "SELECT id FROM t_node", "10")
+}
+
+fn only_its_owner_ends_it(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE ROLE tp_one; CREATE ROLE tp_two; CREATE TABLE t_owner(id int PRIMARY KEY)")?;
+    a.run(1, "GRANT INSERT ON t_owner TO tp_one")?;
+    let session = a.on(1)?;
+    session.run(
+        "SET ROLE tp_one; BEGIN; INSERT INTO t_owner VALUES (1); PREPARE TRANSACTION 'user-13'",
+    )?;
+    prepared(a, "user-13", "user-13 of tp_one")?;
+    let other = a.on(2)?;
+    other.run("SET ROLE tp_two")?;
+    let error = other.refused("COMMIT PREPARED 'user-13'")?;
+    ensure!(error.state == "42501", "{error}");
+    other.run("SET ROLE tp_one")?;
+    other.run("COMMIT PREPARED 'user-13'")?;
+    settles(a, "SELECT count(*) FROM t_owner", "1")?;
+    a.run(1, "DROP TABLE t_owner; DROP ROLE tp_one; DROP ROLE tp_two").map(drop)
+}
+
+/// Of two transactions that want one name, one gets it and the other one is told so.
+fn one_name_on_two_nodes_at_once(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE t_name(id int PRIMARY KEY)")?;
+    let (one, two) = (a.on(1)?, a.on(2)?);
+    let mut expected = 0;
+    for round in 0..10 {
+        one.run(&format!("BEGIN; INSERT INTO t_name VALUES ({round})"))?;
+        two.run(&format!("BEGIN; INSERT INTO t_name VALUES (100 + {round})"))?;
+        let prepare = "PREPARE TRANSACTION 'user-14'";
+        let (first, second) = Arena::both(|| one.run(prepare), || two.run(prepare));
+        ensure!(first.is_err() || second.is_err(), "both got the name");
+        for error in [first.err(), second.err()].into_iter().flatten() {
+            ensure!(error.state == "42710", "{error}");
+        }
+        let one = usize::from(a.on(3)?.run("COMMIT PREPARED 'user-14'").is_ok());
+        expected += one;
+        settles(a, "SELECT count(*) FROM t_name", &expected.to_string())?;
+    }
+    ensure!(expected > 0, "nobody ever got the name");
+    prepared(a, "user-14", "~")
+}
+
+/// COMMIT PREPARED and ROLLBACK PREPARED on two nodes at once: one of them is true, everywhere.
+fn two_ends_at_once(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE t_ends(id int PRIMARY KEY)")?;
+    let (one, two) = (a.on(1)?, a.on(2)?);
+    let mut expected = 0;
+    for round in 0..10 {
+        a.run(
+            3,
+            &format!("BEGIN; INSERT INTO t_ends VALUES ({round}); PREPARE TRANSACTION 'user-15'"),
+        )?;
+        let (commit, rollback) = Arena::both(
+            || one.run("COMMIT PREPARED 'user-15'"),
+            || two.run("ROLLBACK PREPARED 'user-15'"),
+        );
+        ensure!(commit.is_err() || rollback.is_err(), "it was committed and rolled back");
+        expected += usize::from(commit.is_ok());
+        for error in [commit.err(), rollback.err()].into_iter().flatten() {
+            let known = ["42704", "55000", "40001"].contains(&error.state.as_str());
+            ensure!(known, "{error}");
+        }
+        // Both may have lost; then it is still there.
+        if a.ask(3, "SELECT count(*) FROM pg_prepared_xacts WHERE gid = 'user-15'")? == "1" {
+            let _ = a.on(3)?.run("ROLLBACK PREPARED 'user-15'");
+        }
+        settles(a, "SELECT count(*) FROM t_ends", &expected.to_string())?;
+        prepared(a, "user-15", "~")?;
+    }
+    Ok(())
+}
+
+/// What PREPARE refuses late is refused before anything is announced.
+fn locks_of_session_and_transaction(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE t_advisory(id int PRIMARY KEY)")?;
+    let session = a.on(1)?;
+    session.run("SELECT pg_advisory_lock(7)")?;
+    session.run("BEGIN; SELECT pg_advisory_xact_lock(7); INSERT INTO t_advisory VALUES (1)")?;
+    let error = session.refused("PREPARE TRANSACTION 'user-16'")?;
+    ensure!(error.state == "0A000", "{error}");
+    session.run("SELECT pg_advisory_unlock_all()")?;
+    // Held by the transaction alone it goes with it.
+    session.run("BEGIN; SELECT pg_advisory_xact_lock(7); INSERT INTO t_advisory VALUES (2); PREPARE TRANSACTION 'user-16'")?;
+    a.run(2, "COMMIT PREPARED 'user-16'")?;
+    settles(a, "SELECT id FROM t_advisory", "2")
+}
+
+fn goes_on(a: &Arena, id: usize) -> Result<()> {
+    until(&format!("node {id} writes"), GO_ON_WITHIN, || {
+        a.run(id, "INSERT INTO t_go_on VALUES (default)").map(Some)
+    })
+    .map(drop)
+}
+
+/// Kills a node, lets the others go on without it, and waits until it is back.
+fn away_and_back(a: &Arena, id: usize, other: usize) -> Result<()> {
+    a.cluster.node(id)?.kill()?;
+    goes_on(a, other)?;
+    a.cluster.node(id)?.start()?;
+    is_online(a, id)
+}
+
+/// What a user has prepared survives others' deaths and returns: who was away has it again, with
+/// its rows locked, and ends it.
+fn members_come_back_meanwhile(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE t_back(id int PRIMARY KEY, v int); INSERT INTO t_back VALUES (0, 0)")?;
+    a.run(1, "CREATE TABLE IF NOT EXISTS t_go_on(id bigserial PRIMARY KEY)")?;
+    a.run(1, "BEGIN; INSERT INTO t_back VALUES (1, 1); UPDATE t_back SET v = 1 WHERE id = 0; PREPARE TRANSACTION 'user-17a'")?;
+    away_and_back(a, 2, 1)?;
+    // This one is prepared while node 3 is away: it gets it from its donor.
+    a.cluster.node(3)?.kill()?;
+    goes_on(a, 1)?;
+    a.run(1, "BEGIN; CREATE TABLE t_back_ddl(id int); INSERT INTO t_back VALUES (2, 2); PREPARE TRANSACTION 'user-17b'")?;
+    a.run(2, "BEGIN; INSERT INTO t_back VALUES (3, 3); PREPARE TRANSACTION 'user-17c'")?;
+    a.cluster.node(3)?.start()?;
+    is_online(a, 3)?;
+    let all = ["user-17a", "user-17b", "user-17c"].map(|name| format!("{name} of {DATABASE}"));
+    prepared(a, "user-17_", &all.join(", "))?;
+    a.expect("SELECT count(*) FROM t_back", "1")?;
+    let error =
+        a.on(3)?.refused("SET lock_timeout = '1s'; UPDATE t_back SET v = 2 WHERE id = 0")?;
+    ensure!(error.state == "55P03", "{error}");
+    a.run(3, "COMMIT PREPARED 'user-17a'")?;
+    a.run(3, "COMMIT PREPARED 'user-17b'")?;
+    a.run(2, "ROLLBACK PREPARED 'user-17c'")?;
+    settles(a, "SELECT id, v FROM t_back ORDER BY id", "0,1;1,1;2,2")?;
+    settles(a, "SELECT count(*) FROM t_back_ddl", "0")?;
+    super::compare::everything(a)
+}
+
+/// Whoever is left ends what the user of a dead node has prepared; the dead one hears of it.
+fn origin_dies_and_others_end_it(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE t_orphan(id int PRIMARY KEY)")?;
+    a.run(1, "CREATE TABLE IF NOT EXISTS t_go_on(id bigserial PRIMARY KEY)")?;
+    for id in 1..=3 {
+        a.run(
+            1,
+            &format!(
+                "BEGIN; INSERT INTO t_orphan VALUES ({id}); PREPARE TRANSACTION 'user-18{id}'"
+            ),
+        )?;
+    }
+    a.cluster.node(1)?.kill()?;
+    goes_on(a, 2)?;
+    a.run(2, "COMMIT PREPARED 'user-181'")?;
+    a.run(3, "ROLLBACK PREPARED 'user-182'")?;
+    // A name that is free again is used again, and the dead one is told which is which.
+    a.run(3, "BEGIN; INSERT INTO t_orphan VALUES (4); PREPARE TRANSACTION 'user-182'")?;
+    a.cluster.node(1)?.start()?;
+    is_online(a, 1)?;
+    let left = ["user-182", "user-183"].map(|name| format!("{name} of {DATABASE}"));
+    prepared(a, "user-18_", &left.join(", "))?;
+    settles(a, "SELECT id FROM t_orphan", "1")?;
+    a.run(1, "COMMIT PREPARED 'user-182'")?;
+    a.run(2, "COMMIT PREPARED 'user-183'")?;
+    settles(a, "SELECT id FROM t_orphan ORDER BY id", "1;3;4")?;
+    super::compare::everything(a)
+}
+
+/// Nothing but the disks is left of it.
+fn all_killed_while_prepared(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE t_all(id int PRIMARY KEY)")?;
+    for (node, id) in [(1, 1), (2, 2), (3, 3)] {
+        a.run(
+            node,
+            &format!("BEGIN; INSERT INTO t_all VALUES ({id}); PREPARE TRANSACTION 'user-19{id}'"),
+        )?;
+    }
+    let all = ["user-191", "user-192", "user-193"].map(|name| format!("{name} of {DATABASE}"));
+    // Twice: the second time a checkpoint has what the log said before the first.
+    for _ in 0..2 {
+        a.cluster.each(Server::kill)?;
+        a.cluster.each(Server::start)?;
+        a.ids().into_iter().try_for_each(|id| is_online(a, id))?;
+        prepared(a, "user-19_", &all.join(", "))?;
+        let error = a
+            .on(2)?
+            .refused("BEGIN; INSERT INTO t_all VALUES (9); PREPARE TRANSACTION 'user-191'")?;
+        ensure!(error.state == "42710", "{error}");
+    }
+    a.run(2, "COMMIT PREPARED 'user-191'")?;
+    a.run(3, "ROLLBACK PREPARED 'user-192'")?;
+    a.run(1, "COMMIT PREPARED 'user-193'")?;
+    settles(a, "SELECT id FROM t_all ORDER BY id", "1;3")?;
+    super::compare::everything(a)
 }

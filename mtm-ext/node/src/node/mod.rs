@@ -137,7 +137,9 @@ impl<'a> Node<'a> {
             Role::Peer(p) if p.is_undecided() => {
                 Some((*gid, p.state() != ParticipantState::Prepared))
             }
-            Role::Peer(p) if matches!(p.state(), ParticipantState::Committing(_)) => Some((*gid, false)),
+            Role::Peer(p) if matches!(p.state(), ParticipantState::Committing(_)) => {
+                Some((*gid, false))
+            }
             Role::Peer(_) | Role::Own(_) => None,
         })
     }
@@ -158,7 +160,9 @@ impl<'a> Node<'a> {
                     _ => Found::AnnouncedOnly { local: entry.local },
                 },
                 Role::Peer(p) => match p.state() {
-                    ParticipantState::Committing(_) | ParticipantState::Committed => Found::Committed,
+                    ParticipantState::Committing(_) | ParticipantState::Committed => {
+                        Found::Committed
+                    }
                     ParticipantState::Aborted => Found::Aborted,
                     // Still prepared, perhaps: then the restarted node must not hold it.
                     ParticipantState::RollingBack => Found::AbortAccepted { prepared: true },

@@ -35,8 +35,9 @@ fn found(
 ) -> Vec<(Gid, Found)> {
     let mut restart = Restart::new(&checkpoint(remembered));
     words.iter().for_each(|word| drop(restart.read(*word)));
-    let prepared = prepared.iter().copied().collect();
-    restart.finish(&prepared, |xid| committed.contains(&xid.0))
+    let gids = prepared.iter().copied().collect();
+    let prepared = Prepared { gids, ..Prepared::default() };
+    restart.finish(&prepared, |xid| committed.contains(&xid.0)).found
 }
 
 const ACCEPTED: Found = Found::AbortAccepted { prepared: false };
@@ -158,11 +159,100 @@ fn an_installation_replaces_earlier_acceptances() {
     assert_eq!(found(&[], &later, &[theirs], &[]), [(theirs, ACCEPTED_PREPARED)]);
 }
 
+fn name(text: &str) -> Name {
+    Name::new(text.as_bytes()).unwrap()
+}
+
+fn begun(xid: u32, gid: Gid, decided: bool) -> Word {
+    Word::User { xid, gid, operation: Operation::Prepare(name("a")), decided }
+}
+
+fn second(gid: Gid, first: Gid) -> Word {
+    let operation = Operation::Finish { first, decree: Decree::Abort };
+    Word::User { xid: 60, gid, operation, decided: false }
+}
+
+/// What is found of users, with what has these numbers and these names prepared.
+fn users(saved: &Checkpoint, words: &[Word], local: &[u32], gids: &[Gid]) -> Findings {
+    let mut restart = Restart::new(saved);
+    words.iter().for_each(|word| restart.read(*word));
+    let gids = gids.iter().copied().collect();
+    restart.finish(&Prepared { gids, local: local.iter().copied().collect() }, |_| false)
+}
+
+fn user(first: Gid, stage: Stage) -> FoundUser {
+    FoundUser { first, name: name("a"), local: 50, stage, unnoted: false, ended: false }
+}
+
 #[test]
-fn users_own_two_phase_transactions_are_left_out() {
-    let users = Gid { generation: GenNum(1 << 63 | 3), ..gid(2, 5) };
-    let words = [announced(users), Word::Committed { xid: 1, gid: Some(users) }];
-    assert_eq!(found(&[(users, Found::Committed)], &words, &[users], &[]), []);
+fn what_a_user_prepared_is_committed_once_that_is_noted_and_undecided_before() {
+    let first = gid(2, 5);
+    let words = [begun(50, first, false), Word::UserPrepared(first)];
+    let none = checkpoint(&[]);
+    let undecided = users(&none, &words[..1], &[50], &[]);
+    assert_eq!(undecided.found, [(first, Found::Prepared)]);
+    assert_eq!(undecided.users, [user(first, Stage::Preparing)]);
+    let prepared = users(&none, &words, &[50], &[]);
+    assert_eq!(prepared.found, [(first, Found::Committed)]);
+    assert_eq!(prepared.users, [user(first, Stage::Prepared)]);
+    // Ended since, or never prepared: the number is another one's.
+    assert_eq!(users(&none, &words, &[51], &[]).users, []);
+    assert_eq!(users(&none, &words[..1], &[51], &[]).found, []);
+}
+
+#[test]
+fn what_is_prepared_only_when_decided_is_committed_without_a_note() {
+    let own = gid(ME, 5);
+    let words = [begun(50, own, true), announced(own)];
+    let none = checkpoint(&[]);
+    let prepared = users(&none, &words, &[50], &[]);
+    assert_eq!(prepared.found, [(own, Found::Committed)]);
+    assert_eq!(prepared.users, [FoundUser { unnoted: true, ..user(own, Stage::Prepared) }]);
+    // The crash came before its PREPARE.
+    let lost = users(&none, &words, &[], &[]);
+    assert_eq!((lost.found, lost.users), (vec![(own, only_announced(own))], vec![]));
+}
+
+#[test]
+fn a_second_operation_ends_it_when_it_is_committed_and_holds_it_when_it_is_prepared() {
+    let (first, end) = (gid(2, 5), gid(3, 9));
+    let stage = Stage::Finishing { second: end, decree: Decree::Abort };
+    let words = [begun(50, first, false), Word::UserPrepared(first), second(end, first)];
+    let none = checkpoint(&[]);
+    assert_eq!(users(&none, &words, &[50], &[]).users, [user(first, Stage::Prepared)]);
+    let open = users(&none, &words, &[50], &[end]);
+    assert_eq!(open.users, [user(first, stage)]);
+    assert_eq!(open.found, [(first, Found::Committed), (end, Found::Prepared)]);
+    let done = [words.as_slice(), &[Word::Committed { xid: 60, gid: Some(end) }]].concat();
+    let ended = users(&none, &done, &[50], &[]);
+    assert_eq!(ended.users, [FoundUser { ended: true, ..user(first, stage) }]);
+    assert_eq!(users(&none, &done, &[], &[]).users, []);
+}
+
+#[test]
+fn what_was_saved_of_users_counts_until_the_log_says_more() {
+    let (first, end) = (gid(2, 5), gid(3, 9));
+    let saved = |stage| SavedUser { first, name: name("a"), local: 50, stage };
+    let with = |stage, remembered: &[(Gid, Found)]| Checkpoint {
+        users: vec![saved(stage)],
+        ..checkpoint(remembered)
+    };
+    let stage = Stage::Finishing { second: end, decree: Decree::Abort };
+    for stage in [Stage::Preparing, Stage::Prepared] {
+        assert_eq!(users(&with(stage, &[]), &[], &[50], &[]).users, [user(first, stage)]);
+    }
+    let noted = users(&with(Stage::Preparing, &[]), &[Word::UserPrepared(first)], &[50], &[]);
+    assert_eq!(noted.users, [user(first, Stage::Prepared)]);
+    let open = users(&with(stage, &[]), &[], &[50], &[end]);
+    assert_eq!(open.users, [user(first, stage)]);
+    let gone = users(&with(stage, &[]), &[], &[50], &[]);
+    assert_eq!(gone.users, [user(first, Stage::Prepared)]);
+    let remembered = [(end, Found::Committed)];
+    let ended = users(&with(stage, &remembered), &[], &[50], &[]);
+    assert_eq!(ended.users, [FoundUser { ended: true, ..user(first, stage) }]);
+    // It is saved as committed while it is being committed.
+    let open = users(&with(stage, &remembered), &[], &[50], &[end]);
+    assert_eq!(open.users, [user(first, stage)]);
 }
 
 #[test]
@@ -174,8 +264,11 @@ fn what_is_finished_and_forgotten_is_left_out() {
     for done in [old, new] {
         restart.read(Word::Committed { xid: 1, gid: Some(done) });
     }
-    let all = restart.finish(&[open].into(), |_| false);
-    assert_eq!(all, [(open, Found::Prepared), (new, Found::Committed)]);
+    let prepared = Prepared { gids: [open].into(), ..Prepared::default() };
+    assert_eq!(
+        restart.finish(&prepared, |_| false).found,
+        [(open, Found::Prepared), (new, Found::Committed)]
+    );
 }
 
 /// The rules of the driver's duty 7b said once more, transaction by transaction: what the records
@@ -262,11 +355,10 @@ fn announcements_go_on_above_every_number_that_was_ever_durable() {
     // Also when only abort was accepted, or a marker was written.
     assert_eq!(next(&saved, &[Word::AbortAccepted(gid(ME, 3))]), Xid(4));
     assert_eq!(next(&saved, &[Word::Marked { xid: 9, gid: gid(ME, 4) }]), Xid(5));
-    // Also of one of which nothing else is left, and never another node's or a user's.
+    // Also of one of which nothing else is left, and never another node's.
     let (own, theirs) = (gid(ME, 7), gid(2, 70));
-    let users = Gid { generation: GenNum(1 << 63), ..gid(ME, 700) };
     let installed = Word::Installed { gid: own, accepted_abort: false };
-    let words = [announced(own), announced(theirs), announced(users), installed];
+    let words = [announced(own), announced(theirs), installed];
     assert_eq!(next(&saved, &words), Xid(8));
     saved.next = Xid(9);
     assert_eq!(next(&saved, &words), Xid(9));
@@ -295,7 +387,8 @@ proptest! {
         let list: Vec<_> = remembered.iter().map(|(gid, found)| (*gid, *found)).collect();
         let mut restart = Restart::new(&checkpoint(&list));
         words.iter().for_each(|word| drop(restart.read(*word)));
-        let all = restart.finish(&prepared, |xid| committed.contains(&xid.0));
+        let now = Prepared { gids: prepared.clone(), ..Prepared::default() };
+        let all = restart.finish(&now, |xid| committed.contains(&xid.0)).found;
         let all: BTreeMap<_, _> = all.into_iter().collect();
         for (origin, xid) in (1..=3).flat_map(|o| (0..3).map(move |x| (o, x))) {
             let gid = gid(origin, xid);

@@ -48,7 +48,7 @@ fn what_is_aborted_changes_nothing() {
     users.hold(gid(3), &finish(2, Decree::Commit)).unwrap();
     users.end(gid(9), &finish(2, Decree::Commit), Decree::Commit);
     users.end(gid(3), &finish(2, Decree::Commit), Decree::Abort);
-    let prepared = User { name: name("a"), stage: Stage::Prepared };
+    let prepared = User { name: name("a"), local: 0, stage: Stage::Prepared };
     assert_eq!(users.get(&gid(2)), Some(&prepared));
     // The word that comes late for a first operation does not take back what its user has.
     users.end(gid(2), &prepare("a"), Decree::Abort);
@@ -61,6 +61,23 @@ fn the_end_of_one_is_not_the_end_of_the_next_of_that_name() {
     let mut users = Users::new(&mut slots);
     users.restore(gid(2), name("a")).unwrap();
     assert_eq!(users.hold(gid(3), &finish(1, Decree::Abort)), Err(Obstacle::NotPrepared));
+}
+
+#[test]
+fn an_operation_is_known_by_its_transaction_as_long_as_it_holds_a_name() {
+    let mut slots = [Slot::FREE; 4];
+    let mut users = Users::new(&mut slots);
+    users.hold(gid(1), &prepare("a")).unwrap();
+    users.known_as(&gid(1), 77);
+    users.known_as(&gid(2), 78);
+    assert_eq!(users.operation_of(&gid(1)), Some(prepare("a")));
+    users.end(gid(1), &prepare("a"), Decree::Commit);
+    assert_eq!(users.get(&gid(1)).unwrap().local, 77);
+    users.hold(gid(3), &finish(1, Decree::Abort)).unwrap();
+    assert_eq!(users.operation_of(&gid(3)), Some(finish(1, Decree::Abort)));
+    users.end(gid(3), &finish(1, Decree::Abort), Decree::Abort);
+    assert_eq!(users.operation_of(&gid(3)), None);
+    assert_eq!(users.operation_of(&gid(1)), Some(prepare("a")));
 }
 
 #[test]

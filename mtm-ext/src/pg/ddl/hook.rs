@@ -1,6 +1,7 @@
 //! The server's utility hook.
 
 use super::parse::tag;
+use super::prepared::{self, Course};
 use super::{apply, capture, relations, session, setval};
 use crate::pg::chain;
 use crate::pg::sequences;
@@ -67,8 +68,15 @@ unsafe extern "C-unwind" fn process_utility(
     // SAFETY: as above.
     let copied =
         if origin || applying { unsafe { sequences::identity_sources(stmt) } } else { Vec::new() };
-    // SAFETY: the server's arguments.
-    let prepared = if origin { unsafe { super::prepared::before(pstmt) } } else { None };
+    let top_level = context == pg_sys::ProcessUtilityContext::PROCESS_UTILITY_TOPLEVEL;
+    let course = match origin {
+        // SAFETY: the server's arguments.
+        true => unsafe { prepared::before(pstmt, top_level) },
+        false => Course::Server,
+    };
+    if course == Course::Done {
+        return;
+    }
     // SAFETY: the server's arguments.
     unsafe {
         chain::utility(
@@ -85,8 +93,8 @@ unsafe extern "C-unwind" fn process_utility(
     }
     // SAFETY: as above; the server keeps the name of a new table in the tree.
     unsafe { sequences::like_identity(&copied, stmt) };
-    if let Some(outcome) = prepared {
-        super::prepared::after(outcome);
+    if course == Course::Prepare {
+        prepared::after();
     }
     if origin && !derived {
         if let Some(captured) = captured {

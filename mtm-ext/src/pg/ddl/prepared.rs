@@ -1,20 +1,32 @@
-//! Users' COMMIT PREPARED and ROLLBACK PREPARED: done here first, then told to the peers, which
-//! hold the transaction prepared under its name in the cluster.
+//! Users' PREPARE TRANSACTION, COMMIT PREPARED and ROLLBACK PREPARED.
 
 use super::parse::tag;
 use crate::hook::twophase;
-use crate::pg::{shmem, sqlrun};
-use mtm_core::{Gid, Xid};
+use crate::pg::{sqlrun, xact};
+use mtm_core::Gid;
+use mtm_node::user::{Name, User};
 use mtm_paxos::commit::Decree;
 use pgrx::pg_sys::{self, NodeTag};
 use pgrx::prelude::*;
 use std::ffi::CStr;
 
-/// Looks at the statement before it is executed: what peers must be told afterwards.
+/// What becomes of a statement.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Course {
+    /// The server executes it.
+    Server,
+    /// The server takes it, and [`after`] carries it out.
+    Prepare,
+    /// It is done.
+    Done,
+}
+
+/// Looks at the statement before it is executed. The end of a user's transaction that the whole
+/// cluster has is carried out here.
 ///
 /// # Safety
 /// `pstmt` is the statement given to the utility hook.
-pub(super) unsafe fn before(pstmt: *mut pg_sys::PlannedStmt) -> Option<(Gid, Decree)> {
+pub(super) unsafe fn before(pstmt: *mut pg_sys::PlannedStmt, top_level: bool) -> Course {
     use pg_sys::TransactionStmtKind::{
         TRANS_STMT_COMMIT_PREPARED, TRANS_STMT_PREPARE, TRANS_STMT_ROLLBACK_PREPARED,
     };
@@ -22,70 +34,65 @@ pub(super) unsafe fn before(pstmt: *mut pg_sys::PlannedStmt) -> Option<(Gid, Dec
     let (kind, text) = unsafe {
         let stmt = (*pstmt).utilityStmt;
         if tag(stmt) != NodeTag::T_TransactionStmt {
-            return None;
+            return Course::Server;
         }
         let stmt = &*stmt.cast::<pg_sys::TransactionStmt>();
         if stmt.gid.is_null() {
-            return None;
+            return Course::Server;
         }
-        (stmt.kind, CStr::from_ptr(stmt.gid).to_string_lossy().into_owned())
+        (stmt.kind, CStr::from_ptr(stmt.gid).to_owned())
     };
-    if text.starts_with(Gid::PREFIX) {
+    if text.to_bytes().starts_with(Gid::PREFIX.as_bytes()) {
         ereport!(
             ERROR,
             PgSqlErrorCode::ERRCODE_RESERVED_NAME,
-            format!("transaction identifier \"{text}\" is reserved for multimaster"),
+            format!(
+                "transaction identifier \"{}\" is reserved for multimaster",
+                text.to_string_lossy()
+            ),
             "Identifiers of prepared transactions must not begin with \"MTM-\"."
         );
     }
-    let decree = match kind {
-        TRANS_STMT_COMMIT_PREPARED => Decree::Commit,
-        TRANS_STMT_ROLLBACK_PREPARED => Decree::Abort,
-        TRANS_STMT_PREPARE => return None,
-        _ => return None,
+    let name = Name::new(text.to_bytes());
+    let (decree, what) = match kind {
+        TRANS_STMT_PREPARE if top_level && xact::in_sound_block() => {
+            let Some(name) = name else { return Course::Server };
+            twophase::before_prepare(name);
+            return Course::Prepare;
+        }
+        TRANS_STMT_COMMIT_PREPARED => (Decree::Commit, c"COMMIT PREPARED"),
+        TRANS_STMT_ROLLBACK_PREPARED => (Decree::Abort, c"ROLLBACK PREPARED"),
+        _ => return Course::Server,
     };
-    let gid = gid_of(&text)?;
-    if decree == Decree::Commit {
-        twophase::check_held(&gid);
+    let Some(name) = name else { return Course::Server };
+    // SAFETY: as the server does before both statements.
+    unsafe { pg_sys::PreventInTransactionBlock(top_level, what.as_ptr()) };
+    let Some((first, user)) = twophase::find(&name, decree) else { return Course::Server };
+    if !may_end(&user) {
+        return Course::Server; // which says why not
     }
-    Some((gid, decree))
+    twophase::end(first, &name, decree);
+    Course::Done
 }
 
-/// Tells the peers once the statement is durable here.
-pub(super) fn after((gid, decree): (Gid, Decree)) {
-    match decree {
-        Decree::Commit => twophase::user_prepared_committed(gid),
-        Decree::Abort => twophase::user_prepared_rolled_back(gid),
-    }
+/// Carries out a PREPARE TRANSACTION that the server has taken.
+pub(super) fn after() {
+    twophase::after_prepare();
 }
 
-/// The cluster's name of a transaction that a user has prepared on this node.
-fn gid_of(text: &str) -> Option<Gid> {
-    let mut xid = None;
+/// Whether the server lets this session end the transaction.
+fn may_end(user: &User) -> bool {
+    let mut may = false;
     sqlrun::with_snapshot(|| {
-        let found: Result<Option<i64>, spi::Error> = Spi::connect(|client| {
-            let rows = client.select(
-                "SELECT transaction::text::int8 FROM pg_catalog.pg_prepared_xacts \
-                 WHERE gid = $1 AND database = pg_catalog.current_database()",
-                Some(1),
-                &[text.into()],
-            )?;
-            if rows.is_empty() { Ok(None) } else { rows.first().get_one::<i64>() }
+        let found: Result<bool, spi::Error> = Spi::connect(|client| {
+            let query = "SELECT 1 FROM pg_catalog.pg_prepared_xacts \
+                 WHERE transaction = $1::pg_catalog.text::pg_catalog.xid \
+                 AND (owner = current_user OR (SELECT rolsuper FROM pg_catalog.pg_roles \
+                      WHERE rolname = current_user))";
+            let local = user.local.to_string();
+            Ok(!client.select(query, Some(1), &[local.as_str().into()])?.is_empty())
         });
-        xid = found.ok().flatten();
+        may = found.unwrap_or(false);
     });
-    let header = shmem::header();
-    Some(Gid {
-        origin: header.me()?,
-        xid: widen(u32::try_from(xid?).ok()?),
-        generation: crate::cluster::USERS,
-    })
-}
-
-/// The 64-bit number of a recent transaction.
-fn widen(xid: u32) -> Xid {
-    // SAFETY: reads shared memory under its lock.
-    let next = unsafe { pg_sys::ReadNextFullTransactionId() }.value;
-    let full = next >> 32 << 32 | u64::from(xid);
-    Xid(if full > next { full - (1 << 32) } else { full })
+    may
 }

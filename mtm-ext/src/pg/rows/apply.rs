@@ -14,6 +14,7 @@ use super::open::Open;
 use super::plan::memory_context;
 use super::target::Target;
 use super::wait::wait_for_row;
+use crate::users::Work;
 
 /// How many tables are kept open at a time.
 const OPEN_MAX: usize = 32;
@@ -36,6 +37,8 @@ pub struct Applier {
     skip: bool,
     snapshot: bool,
     pending: Pending,
+    /// What the transaction does to a user's.
+    work: Option<Work>,
     parent: pg_sys::MemoryContext,
     scratch: pg_sys::StringInfoData,
 }
@@ -66,6 +69,7 @@ impl Applier {
             skip: false,
             snapshot: false,
             pending: Pending::default(),
+            work: None,
             parent,
             scratch,
         }
@@ -79,6 +83,7 @@ impl Applier {
         self.pending.begin();
         self.only = None;
         self.skip = false;
+        self.work = None;
         self.begin_piece();
     }
 
@@ -125,6 +130,9 @@ impl Applier {
                     self.settle();
                     self.truncate(tables, restart);
                 }
+                RowMessage::User(bytes) => {
+                    self.work = Some(Work::decode(bytes).unwrap_or_else(|e| error::malformed(&e)));
+                }
                 RowMessage::Ddl(bytes) => {
                     self.settle();
                     if mtm_logrep::ddl::is_unchecked(bytes) {
@@ -144,6 +152,11 @@ impl Applier {
         self.settle();
         // SAFETY: inside the transaction; all tables are closed.
         unsafe { self.pending.check_all() }
+    }
+
+    /// What the transaction does to a user's two-phase transaction, if it came with the rows.
+    pub fn work(&mut self) -> Option<Work> {
+        self.work.take()
     }
 
     /// Closes all tables and gives the snapshot back.

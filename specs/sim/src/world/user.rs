@@ -166,7 +166,7 @@ impl World {
             self.oracle.violated("UserKept", what);
         }
         let stage = self.hosts[i].users().get(&first).map(|user| user.stage);
-        if let Some(Stage::Finishing(second)) = stage {
+        if let Some(Stage::Finishing { second, .. }) = stage {
             self.end_operation(i, second, Decree::Commit);
         }
     }

@@ -368,7 +368,7 @@ mod tests {
     use mtm_core::{LocalXid, NodeId};
     use proptest::prelude::*;
 
-    const PREFIXES: [&str; 8] = [
+    const PREFIXES: [&str; 10] = [
         PREFIX,
         MARKER_PREFIX,
         USER_PREFIX,

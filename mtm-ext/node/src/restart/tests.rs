@@ -175,7 +175,7 @@ fn second(gid: Gid, first: Gid) -> Word {
 /// What is found of users, with what has these numbers and these names prepared.
 fn users(saved: &Checkpoint, words: &[Word], local: &[u32], gids: &[Gid]) -> Findings {
     let mut restart = Restart::new(saved);
-    words.iter().for_each(|word| restart.read(*word));
+    words.iter().for_each(|word| drop(restart.read(*word)));
     let gids = gids.iter().copied().collect();
     restart.finish(&Prepared { gids, local: local.iter().copied().collect() }, |_| false)
 }

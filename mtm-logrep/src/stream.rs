@@ -74,6 +74,12 @@ pub enum StreamMessage<'a> {
         /// End of its commit record in the sender's log.
         lsn: Lsn,
     },
+    /// Everything in the sender's log up to here was looked at and what is to be said of it was
+    /// said. For a server that shuts down, which tells its place in no other way.
+    Place {
+        /// End of the last record.
+        lsn: Lsn,
+    },
     /// Recovery: part of the changes of the transaction whose [`StreamMessage::Replay`],
     /// [`StreamMessage::ReplayDiscard`] or [`StreamMessage::Held`] comes next. Nothing else comes
     /// between pieces.
@@ -194,6 +200,7 @@ const EARLY_DONE: u8 = b'P';
 const UNAVAILABLE: u8 = b'X';
 const UNSHIPPABLE: u8 = b'U';
 const COMMIT_MARK: u8 = b'C';
+const PLACE: u8 = b'L';
 const REPLAY_PIECE: u8 = b'r';
 const REPLAY: u8 = b'R';
 const REPLAY_PREPARED: u8 = b'Q';
@@ -259,7 +266,7 @@ impl Keepalive {
     /// Up to where the marks of all commits have come before this message. A walsender asks for an
     /// answer wherever it is, also right behind a commit whose mark still waits for others to
     /// travel with; it tells its place unasked only when it has nothing left to read, and then no
-    /// mark waits.
+    /// mark waits. While its server shuts down it does not: see [`StreamMessage::Place`].
     #[must_use]
     pub fn marked(&self) -> Option<Lsn> {
         (!self.wants_answer).then_some(self.end)
@@ -301,6 +308,10 @@ impl<'a> StreamMessage<'a> {
                 w.str(why);
             }
             Self::CommitMark { gid, lsn } => at(&mut w, COMMIT_MARK, gid, *lsn),
+            Self::Place { lsn } => {
+                w.u8(PLACE);
+                w.u64(lsn.0);
+            }
             Self::ReplayPiece { payload } => {
                 w.u8(REPLAY_PIECE);
                 w.raw(payload);
@@ -366,6 +377,7 @@ impl<'a> StreamMessage<'a> {
                 Self::Unshippable { gid, lsn: Lsn(r.u64()?), why: r.str()? }
             }
             COMMIT_MARK => Self::CommitMark { gid: Gid::decode(&mut r)?, lsn: Lsn(r.u64()?) },
+            PLACE => Self::Place { lsn: Lsn(r.u64()?) },
             _ => Self::decode_recovery(tag, &mut r)?.ok_or(unknown)?,
         };
         r.finish()?;
@@ -428,7 +440,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// How many kinds of messages there are, and one of each.
-    const KINDS: u8 = 17;
+    const KINDS: u8 = 18;
 
     fn one<'a>(
         which: u8,
@@ -457,9 +469,10 @@ mod tests {
             13 => StreamMessage::HeldGone { gid, accepted_abort: yes },
             14 => StreamMessage::ParallelSafe { num: GenNum(n), lsn },
             15 => StreamMessage::Announced { gid, lsn },
-            _ => {
+            16 => {
                 StreamMessage::Syncpoint { lsn, below: core::array::from_fn(|i| Xid(n ^ i as u64)) }
             }
+            _ => StreamMessage::Place { lsn },
         }
     }
 

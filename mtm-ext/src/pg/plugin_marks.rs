@@ -6,7 +6,8 @@
 //! walsender tells its place by itself: it does so where it reads the log, when it must look how
 //! far that goes, right before it waits. Hence marks leave at each such look. It asks for answers,
 //! naming its place, also between two records; those places do not count: see
-//! [`mtm_logrep::stream::Keepalive::marked`].
+//! [`mtm_logrep::stream::Keepalive::marked`]. When the server shuts down it only asks, and ends
+//! when its peer has confirmed all: then the place is told here.
 
 use super::plugin::{Context, plugin, write};
 use super::walwake;
@@ -24,6 +25,8 @@ pub(super) struct Marks {
     bytes: Vec<u8>,
     /// The walsender's own way to read the log; without one no mark waits.
     read: pg_sys::XLogPageReadCB,
+    /// The last place told.
+    told: Lsn,
 }
 
 impl Marks {
@@ -85,18 +88,45 @@ unsafe extern "C-unwind" fn read_page(
     unsafe {
         let ctx = (*reader).private_data.cast::<pg_sys::LogicalDecodingContext>();
         if !plugin(ctx).marks.bytes.is_empty() {
-            (*ctx).accept_writes = true;
-            (*ctx).write_location = (*reader).EndRecPtr;
-            (*ctx).write_xid = pg_sys::InvalidTransactionId;
-            write(ctx, &[]);
-            (*ctx).accept_writes = false;
+            write_between(ctx, &[]);
             walwake::position_is_known();
         }
-        match plugin(ctx).marks.read {
-            Some(read) => {
-                crate::ffi::pg_guard_ffi_boundary(|| read(reader, page, length, record, buffer))
-            }
-            None => -1,
+        let Some(read) = plugin(ctx).marks.read else { return -1 };
+        let got = crate::ffi::pg_guard_ffi_boundary(|| read(reader, page, length, record, buffer));
+        if got < 0 {
+            tell_place(ctx, Lsn((*reader).EndRecPtr));
         }
+        got
+    }
+}
+
+/// There is nothing to read, and nothing to wait for: the server shuts down.
+///
+/// # Safety
+/// Where the log is read, with the end of the last record.
+unsafe fn tell_place(ctx: Context, lsn: Lsn) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let marks = &mut plugin(ctx).marks;
+        if core::mem::replace(&mut marks.told, lsn) != lsn {
+            let mut bytes = Vec::new();
+            StreamMessage::Place { lsn }.encode(&mut bytes);
+            write_between(ctx, &bytes);
+        }
+    }
+}
+
+/// Sends what waits, and a message, between two records.
+///
+/// # Safety
+/// Where the log is read.
+unsafe fn write_between(ctx: Context, bytes: &[u8]) {
+    // SAFETY: the caller's promise: no callback runs for which something else is being written.
+    unsafe {
+        (*ctx).accept_writes = true;
+        (*ctx).write_location = (*(*ctx).reader).EndRecPtr;
+        (*ctx).write_xid = pg_sys::InvalidTransactionId;
+        write(ctx, bytes);
+        (*ctx).accept_writes = false;
     }
 }

@@ -462,6 +462,7 @@ impl Receiver {
                 self.received = self.received.max(lsn);
                 self.marks.push_back((lsn, gid));
             }
+            StreamMessage::Place { lsn } => self.received = self.received.max(lsn),
             StreamMessage::Early { xid, payload } => {
                 let origin = self.origin;
                 let early = self.early.entry(xid).or_insert_with(|| EarlyIncoming::new(origin));

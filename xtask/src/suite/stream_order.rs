@@ -5,6 +5,7 @@ use super::arena::Arena;
 use super::checks;
 use super::stream_reader::Slot;
 use crate::server::DATABASE;
+use crate::wait::until;
 use anyhow::{Context, Result, bail, ensure};
 use mtm_core::Lsn;
 use mtm_logrep::stream::{Keepalive, Packet, StreamMessage};
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 checks!("stream_order":
     marks_before_places,
+    the_last_place_at_shutdown,
 );
 
 /// How many rows each node writes.
@@ -27,13 +29,14 @@ const ANSWER_EVERY: Duration = Duration::from_millis(2);
 struct Walsender {
     socket: TcpStream,
     answered: Instant,
+    confirmed: Lsn,
 }
 
 impl Walsender {
     fn start(port: u16, slot: &str) -> Result<Self> {
         let socket = TcpStream::connect(("127.0.0.1", port))?;
         socket.set_read_timeout(Some(LIMIT))?;
-        let mut this = Self { socket, answered: Instant::now() };
+        let mut this = Self { socket, answered: Instant::now(), confirmed: Lsn(0) };
         let mut hello = 196_608_u32.to_be_bytes().to_vec();
         for word in ["user", DATABASE, "database", DATABASE, "replication", "database", ""] {
             hello.extend_from_slice(word.as_bytes());
@@ -71,15 +74,18 @@ impl Walsender {
         Ok(())
     }
 
-    /// The next message of the stream. Says now and then that nothing has come, so that the
-    /// walsender tells its place whenever it may.
+    /// The next message of the stream. Says now and then what is confirmed; as long as that is
+    /// nothing, the walsender tells its place whenever it may.
     fn copied(&mut self) -> Result<Vec<u8>> {
         let begun = Instant::now();
         self.socket.set_read_timeout(Some(ANSWER_EVERY))?;
         loop {
             if self.answered.elapsed() > ANSWER_EVERY {
-                let mut answer = [0; 34];
-                answer[0] = b'r';
+                let mut answer = vec![b'r'];
+                for _written_flushed_applied in 0..3 {
+                    answer.extend(self.confirmed.0.to_be_bytes());
+                }
+                answer.extend([0; 9]);
                 self.send(Some(b'd'), &answer)?;
                 self.answered = Instant::now();
             }
@@ -110,10 +116,14 @@ impl Seen {
         match data.first() {
             Some(b'w') => {
                 for message in Packet::new(data.get(25..).context("a head")?) {
-                    if let StreamMessage::CommitMark { gid, lsn } = message? {
-                        let place = self.place;
-                        ensure!(lsn > place, "{gid} ends at {lsn}, told after place {place}");
-                        ensure!(self.marks.insert(lsn), "{gid} is marked twice");
+                    match message? {
+                        StreamMessage::CommitMark { gid, lsn } => {
+                            let place = self.place;
+                            ensure!(lsn > place, "{gid} ends at {lsn}, told after place {place}");
+                            ensure!(self.marks.insert(lsn), "{gid} is marked twice");
+                        }
+                        StreamMessage::Place { lsn } => self.place = self.place.max(lsn),
+                        _ => {}
                     }
                 }
             }
@@ -167,4 +177,30 @@ fn marks_before_places(a: &Arena) -> Result<()> {
     // Else nothing was shown.
     ensure!(seen.places > all / 4, "only {} places were told", seen.places);
     Ok(())
+}
+
+/// A server that shuts down waits until its peers have confirmed everything. One that heeds only
+/// the places that count must get to know the last one.
+fn the_last_place_at_shutdown(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE so_last(id int PRIMARY KEY)")?;
+    let slot = Slot::new(a, 3, "last")?;
+    let node = a.cluster.node(3)?;
+    let mut stream = Walsender::start(node.port, slot.name())?;
+    let mut seen = Seen::default();
+    for n in 0..3 {
+        a.run(1, &format!("INSERT INTO so_last VALUES ({n})"))?;
+    }
+    std::thread::scope(|scope| {
+        let stop = scope.spawn(|| node.stop());
+        // Until the walsender ends the stream.
+        while let Ok(data) = stream.copied() {
+            seen.take(&data)?;
+            stream.confirmed = seen.place;
+        }
+        stop.join().expect("no panic")
+    })?;
+    ensure!(seen.marks.len() >= 3, "only {} marks", seen.marks.len());
+    node.start()?;
+    a.cluster.wait_online()?;
+    until("all nodes write", LIMIT, || a.can_write().map(Some))
 }

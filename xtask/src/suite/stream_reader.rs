@@ -280,7 +280,7 @@ fn take(message: StreamMessage<'_>, pieces: &mut Event, events: &mut Vec<Event>)
         M::EarlyDone { gid, lsn, .. } | M::Unshippable { gid, lsn, .. } => {
             (Said::Other, Some(gid), lsn)
         }
-        M::Early { .. } | M::EarlyAbort { .. } => (Said::Other, None, zero),
+        M::Early { .. } | M::EarlyAbort { .. } | M::Place { .. } => (Said::Other, None, zero),
     };
     let carries = matches!(
         said,

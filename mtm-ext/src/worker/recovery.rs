@@ -160,6 +160,7 @@ impl Replay {
                 let listed = core::mem::take(&mut self.listed);
                 self.events.push_back((lsn, Event::Safe(num, listed)));
             }
+            StreamMessage::Place { lsn } => self.reached(lsn),
             StreamMessage::Syncpoint { lsn, below } => {
                 self.events.push_back((lsn, Event::Forgotten(below)));
             }

@@ -281,13 +281,12 @@ fn large_replays(a: &Arena) -> Result<()> {
 
 /// Runs `body` with a transaction that node 2 has announced and node 1 holds prepared: node 3 has
 /// no vote, because a table is locked there. `body` is given its name, and how to commit it (`true`)
-/// or to have it aborted.
+/// or to have it aborted. The table is `st_block`.
 fn while_held(
     a: &Arena,
     sql: &str,
     body: impl FnOnce(Gid, &dyn Fn(bool) -> Result<()>) -> Result<()>,
 ) -> Result<()> {
-    a.run(1, "CREATE TABLE IF NOT EXISTS st_block(id serial PRIMARY KEY)")?;
     let lock = a.cluster.node(3)?.connect_as(DATABASE, "mtm_admin")?;
     lock.run("BEGIN; LOCK TABLE st_block IN SHARE MODE")?;
     let session = a.on(2)?;
@@ -371,6 +370,7 @@ fn held_at_parallel_safe(a: &Arena) -> Result<()> {
 fn held_and_rolled_back_since(a: &Arena) -> Result<()> {
     let rows = "INSERT INTO st_held SELECT g, repeat('x', 100) FROM generate_series(101, 2100) g";
     let ddl = "CREATE TABLE st_gone(id int PRIMARY KEY); INSERT INTO st_gone VALUES (1)";
+    a.run(1, "CREATE TABLE IF NOT EXISTS st_block(id serial PRIMARY KEY)")?;
     for sql in [rows, ddl] {
         let slot = Slot::new(a, 1, "rolled_back")?;
         while_held(a, sql, |held, end| {

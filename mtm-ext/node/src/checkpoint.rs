@@ -273,9 +273,10 @@ mod tests {
             }),
         ];
         let name = prop::collection::vec(any::<u8>(), 0..9);
-        let user = (gid.clone(), name, any::<u32>(), stage).prop_map(|(first, name, local, stage)| {
-            SavedUser { first, name: Name::new(&name).unwrap(), local, stage }
-        });
+        let user =
+            (gid.clone(), name, any::<u32>(), stage).prop_map(|(first, name, local, stage)| {
+                SavedUser { first, name: Name::new(&name).unwrap(), local, stage }
+            });
         let users = prop::collection::vec(user, 0..4);
         let item = (gid, 0..WORDS.len(), any::<u64>()).prop_map(|(gid, word, number)| {
             let found = match WORDS[word].1 {

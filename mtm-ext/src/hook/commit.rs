@@ -201,12 +201,7 @@ pub(super) fn refuse_unless_online() {
 }
 
 /// Inserts the marker and the announcement, which becomes this node's own vote once it is durable.
-fn write_announcement(
-    gid: &Gid,
-    xid: LocalXid,
-    children: &[u32],
-    work: Option<&Work>,
-) -> Lsn {
+fn write_announcement(gid: &Gid, xid: LocalXid, children: &[u32], work: Option<&Work>) -> Lsn {
     let mut content = Vec::with_capacity(40 + 4 * children.len());
     // The marker belongs to the transaction: it gives it a base snapshot in every decoder, and
     // tells its name wherever it is replayed.

@@ -7,8 +7,8 @@ use core::sync::atomic::Ordering;
 use mtm_core::{Gid, Instant, Lsn, Machine, NodeId, NodeSet, Xid};
 use mtm_generations::{Input as Generation, Membership, Record, StatusInGeneration, Timing};
 use mtm_logrep::journal::Forgotten;
-use mtm_node::wire::Wire;
 use mtm_node::user::User;
+use mtm_node::wire::Wire;
 use mtm_node::{Core, Input, Node, SavedUser};
 use pgrx::{PgSqlErrorCode, ereport};
 

@@ -1,8 +1,8 @@
 //! Ending prepared transactions whose outcome is decided.
 
 use crate::machine;
-use crate::pg::shmem::{self, NodeState};
 use crate::pg::proc;
+use crate::pg::shmem::{self, NodeState};
 use crate::users;
 use core::sync::atomic::Ordering;
 use mtm_core::Gid;

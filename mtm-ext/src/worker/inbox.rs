@@ -1,7 +1,7 @@
 //! Incoming messages: what a peer's sender delivers, in the backend that serves its connection.
 
-use super::wire::{Incoming, Outgoing};
 use super::finish;
+use super::wire::{Incoming, Outgoing};
 use crate::machine;
 use crate::pg::shmem::{self, RefusalCopy};
 use crate::pg::{bgworker, pipe, proc, walwake};

@@ -1,7 +1,7 @@
 //! mtm-dmq-sender: one connection to each peer, all outgoing messages.
 
-use super::wire::{Incoming, Outgoing};
 use super::inbox;
+use super::wire::{Incoming, Outgoing};
 use crate::guc;
 use crate::pg::bgworker;
 use crate::pg::conn::{Conn, ConnError, CopyIn};

@@ -161,7 +161,10 @@ fn read_only_prepare(a: &Arena) -> Result<()> {
 fn finished_on_another_node(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE t_node(id int PRIMARY KEY)")?;
     for (id, end) in [(10, "COMMIT"), (11, "ROLLBACK")] {
-        a.run(1, &format!("BEGIN; INSERT INTO t_node VALUES ({id}); PREPARE TRANSACTION 'user-{id}'"))?;
+        a.run(
+            1,
+            &format!("BEGIN; INSERT INTO t_node VALUES ({id}); PREPARE TRANSACTION 'user-{id}'"),
+        )?;
         prepared(a, "user-1_", &format!("user-{id} of {DATABASE}"))?;
         settles(a, "SELECT count(*) FROM mtm.undecided", "0")?;
         a.run(3, &format!("{end} PREPARED 'user-{id}'"))?;
@@ -184,7 +187,9 @@ fn only_its_owner_ends_it(a: &Arena) -> Result<()> {
     a.run(1, "CREATE ROLE tp_one; CREATE ROLE tp_two; CREATE TABLE t_owner(id int PRIMARY KEY)")?;
     a.run(1, "GRANT INSERT ON t_owner TO tp_one")?;
     let session = a.on(1)?;
-    session.run("SET ROLE tp_one; BEGIN; INSERT INTO t_owner VALUES (1); PREPARE TRANSACTION 'user-13'")?;
+    session.run(
+        "SET ROLE tp_one; BEGIN; INSERT INTO t_owner VALUES (1); PREPARE TRANSACTION 'user-13'",
+    )?;
     prepared(a, "user-13", "user-13 of tp_one")?;
     let other = a.on(2)?;
     other.run("SET ROLE tp_two")?;
@@ -224,7 +229,10 @@ fn two_ends_at_once(a: &Arena) -> Result<()> {
     let (one, two) = (a.on(1)?, a.on(2)?);
     let mut expected = 0;
     for round in 0..10 {
-        a.run(3, &format!("BEGIN; INSERT INTO t_ends VALUES ({round}); PREPARE TRANSACTION 'user-15'"))?;
+        a.run(
+            3,
+            &format!("BEGIN; INSERT INTO t_ends VALUES ({round}); PREPARE TRANSACTION 'user-15'"),
+        )?;
         let (commit, rollback) = Arena::both(
             || one.run("COMMIT PREPARED 'user-15'"),
             || two.run("ROLLBACK PREPARED 'user-15'"),
@@ -292,7 +300,8 @@ fn members_come_back_meanwhile(a: &Arena) -> Result<()> {
     let all = ["user-17a", "user-17b", "user-17c"].map(|name| format!("{name} of {DATABASE}"));
     prepared(a, "user-17_", &all.join(", "))?;
     a.expect("SELECT count(*) FROM t_back", "1")?;
-    let error = a.on(3)?.refused("SET lock_timeout = '1s'; UPDATE t_back SET v = 2 WHERE id = 0")?;
+    let error =
+        a.on(3)?.refused("SET lock_timeout = '1s'; UPDATE t_back SET v = 2 WHERE id = 0")?;
     ensure!(error.state == "55P03", "{error}");
     a.run(3, "COMMIT PREPARED 'user-17a'")?;
     a.run(3, "COMMIT PREPARED 'user-17b'")?;
@@ -307,7 +316,12 @@ fn origin_dies_and_others_end_it(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE t_orphan(id int PRIMARY KEY)")?;
     a.run(1, "CREATE TABLE IF NOT EXISTS t_go_on(id bigserial PRIMARY KEY)")?;
     for id in 1..=3 {
-        a.run(1, &format!("BEGIN; INSERT INTO t_orphan VALUES ({id}); PREPARE TRANSACTION 'user-18{id}'"))?;
+        a.run(
+            1,
+            &format!(
+                "BEGIN; INSERT INTO t_orphan VALUES ({id}); PREPARE TRANSACTION 'user-18{id}'"
+            ),
+        )?;
     }
     a.cluster.node(1)?.kill()?;
     goes_on(a, 2)?;
@@ -330,7 +344,10 @@ fn origin_dies_and_others_end_it(a: &Arena) -> Result<()> {
 fn all_killed_while_prepared(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE t_all(id int PRIMARY KEY)")?;
     for (node, id) in [(1, 1), (2, 2), (3, 3)] {
-        a.run(node, &format!("BEGIN; INSERT INTO t_all VALUES ({id}); PREPARE TRANSACTION 'user-19{id}'"))?;
+        a.run(
+            node,
+            &format!("BEGIN; INSERT INTO t_all VALUES ({id}); PREPARE TRANSACTION 'user-19{id}'"),
+        )?;
     }
     let all = ["user-191", "user-192", "user-193"].map(|name| format!("{name} of {DATABASE}"));
     // Twice: the second time a checkpoint has what the log said before the first.
@@ -339,7 +356,9 @@ fn all_killed_while_prepared(a: &Arena) -> Result<()> {
         a.cluster.each(Server::start)?;
         a.ids().into_iter().try_for_each(|id| is_online(a, id))?;
         prepared(a, "user-19_", &all.join(", "))?;
-        let error = a.on(2)?.refused("BEGIN; INSERT INTO t_all VALUES (9); PREPARE TRANSACTION 'user-191'")?;
+        let error = a
+            .on(2)?
+            .refused("BEGIN; INSERT INTO t_all VALUES (9); PREPARE TRANSACTION 'user-191'")?;
         ensure!(error.state == "42710", "{error}");
     }
     a.run(2, "COMMIT PREPARED 'user-191'")?;

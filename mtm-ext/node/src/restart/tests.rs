@@ -239,7 +239,10 @@ fn what_is_finished_and_forgotten_is_left_out() {
         restart.read(Word::Committed { xid: 1, gid: Some(done) });
     }
     let prepared = Prepared { gids: [open].into(), ..Prepared::default() };
-    assert_eq!(restart.finish(&prepared, |_| false).found, [(open, Found::Prepared), (new, Found::Committed)]);
+    assert_eq!(
+        restart.finish(&prepared, |_| false).found,
+        [(open, Found::Prepared), (new, Found::Committed)]
+    );
 }
 
 /// The rules of the driver's duty 7b said once more, transaction by transaction: what the records

@@ -53,6 +53,18 @@ pub fn hears_until(peer: NodeId) -> Option<mtm_core::Instant> {
     (answered != 0 && proc::now() < until).then_some(until)
 }
 
+/// Whether this node goes on with `peer`, as far as it knows. One that it has gone on without must
+/// not be told that it is heard: it would take that for a reason to serve.
+pub fn counts_on(peer: NodeId) -> bool {
+    let is_member = machine::look(|node| {
+        let membership = node.membership();
+        let next = membership.wanted().map(|elected| elected.generation.members);
+        membership.current().generation.members.contains(peer)
+            && next.is_none_or(|members| members.contains(peer))
+    });
+    is_member == Some(true)
+}
+
 /// Whether messages flow both ways between this node and `peer`.
 pub fn is_linked(peer: NodeId) -> bool {
     let state = shmem::peer(peer);

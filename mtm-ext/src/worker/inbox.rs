@@ -136,9 +136,11 @@ pub fn take(from: NodeId, message: &Wire<'_>) {
         Wire::Refused(gid, refusal) => refused(from, gid, refusal),
         Wire::Alive(lsn, at) => {
             shmem::peer(from).log_end.store(lsn.0, Ordering::Release);
-            let mut answer = Vec::new();
-            Wire::Heard(*at).encode(&mut answer);
-            reply(from, &answer);
+            if crate::cluster::counts_on(from) {
+                let mut answer = Vec::new();
+                Wire::Heard(*at).encode(&mut answer);
+                reply(from, &answer);
+            }
         }
         Wire::Heard(at) => {
             shmem::peer(from).answered_us.fetch_max(at.0, Ordering::AcqRel);

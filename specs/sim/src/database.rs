@@ -1,7 +1,7 @@
 //! One node's simulated database: rows with locks over a WAL of which a crash loses the tail.
 
 use mtm_core::{GenNum, Gid, LocalXid, NodeId, Xid};
-use mtm_node::restart::{Restart, Word};
+use mtm_node::restart::{Prepared, Restart, Word};
 use mtm_node::user::{Name, Operation};
 use mtm_node::{Below, Found};
 use mtm_paxos::commit::Decree;
@@ -262,7 +262,8 @@ impl Database {
             };
             restart.read(word);
         }
-        let prepared = self.prepared.keys().copied().collect();
+        let gids = self.prepared.keys().copied().collect();
+        let prepared = Prepared { gids, ..Prepared::default() };
         let next = restart.next();
         let committed = |number| {
             self.wal.iter().any(|record| {
@@ -271,7 +272,7 @@ impl Database {
             })
         };
         let mut found: BTreeMap<Gid, Found> =
-            restart.finish(&prepared, committed).into_iter().collect();
+            restart.finish(&prepared, committed).found.into_iter().collect();
         if users_are_undecided {
             found.extend(self.users.keys().map(|gid| (*gid, Found::Prepared)));
         }

@@ -117,6 +117,8 @@ fn serve(origin: NodeId, in_place: InPlace) {
         receiver.incoming = None;
         receiver.early.clear(); // the peer begins them again
         receiver.marks.clear();
+        // What came behind unfinished commits comes again; without their marks it must not count.
+        receiver.received = receiver.confirmed;
         let Some(error) = error else { continue };
         note_lost_log(origin, &error);
         let text = error.to_string();

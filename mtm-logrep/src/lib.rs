@@ -8,6 +8,7 @@ pub mod ddl;
 pub mod early;
 pub mod journal;
 pub mod plan;
+pub mod position;
 pub mod progress;
 pub mod relation_cache;
 pub mod row;

@@ -17,6 +17,7 @@ use core::sync::atomic::Ordering;
 use mtm_core::{Gid, Instant, Lsn, NodeId};
 use mtm_dmq::ring::Ring;
 use mtm_generations::StatusInGeneration;
+use mtm_logrep::position::Position;
 use mtm_logrep::stream::{Keepalive, Packet, StreamMessage};
 use mtm_node::{Effect, Input, Role};
 use mtm_paxos::commit::{Decree, ParticipantState};
@@ -52,13 +53,9 @@ struct Receiver {
     incoming: Option<Incoming>,
     /// Transactions in progress on the origin, by their number in its log.
     early: BTreeMap<u32, EarlyIncoming>,
-    received: Lsn,
+    position: Position,
     /// Delivered too early: the generation it belongs to has not begun here.
     held: Option<Task>,
-    /// Commits in the peer's log that are perhaps not durable here, in its order.
-    marks: VecDeque<(Lsn, Gid)>,
-    /// Up to here nothing of the peer's log is needed any more.
-    confirmed: Lsn,
     next_feedback: Instant,
     /// Since when the peer wants everything it sent confirmed.
     asked: Option<Instant>,
@@ -98,10 +95,8 @@ fn serve(origin: NodeId, in_place: InPlace) {
         waiting: VecDeque::new(),
         incoming: None,
         early: BTreeMap::new(),
-        received: Lsn(peer.finished_lsn.load(Ordering::Acquire)),
+        position: Position::new(Lsn(peer.finished_lsn.load(Ordering::Acquire))),
         held: None,
-        marks: VecDeque::new(),
-        confirmed: Lsn(peer.finished_lsn.load(Ordering::Acquire)),
         next_feedback: Instant(0),
         asked: None,
         wait_set: WaitSet::default(),
@@ -116,9 +111,7 @@ fn serve(origin: NodeId, in_place: InPlace) {
         peer.replaying.store(0, Ordering::Release);
         receiver.incoming = None;
         receiver.early.clear(); // the peer begins them again
-        receiver.marks.clear();
-        // What came behind unfinished commits comes again; without their marks it must not count.
-        receiver.received = receiver.confirmed;
+        receiver.position.broke();
         let Some(error) = error else { continue };
         note_lost_log(origin, &error);
         let text = error.to_string();
@@ -246,14 +239,13 @@ impl Receiver {
             refuse_ended(task.gid);
             task.discard();
         }
-        let mut replay = Replay::new(self.origin, self.confirmed);
+        let mut replay = Replay::new(self.origin, self.position.confirmed());
         let result = match self.connect(true) {
             Ok(mut conn) => self.replay(&mut conn, &mut replay),
             Err(error) => Err(error),
         };
         replay.complete();
-        self.received = replay.done();
-        self.confirmed = replay.done();
+        self.position = Position::new(replay.done());
         drop(replay);
         self.in_place = InPlace::new();
         result.err()
@@ -274,8 +266,7 @@ impl Receiver {
                 }
             }
             replay.work(self.workers.len());
-            self.received = replay.done();
-            self.confirmed = replay.done();
+            self.position = Position::new(replay.done());
             self.collect_workers();
             self.is_streaming();
             self.feed_back(conn)?;
@@ -322,7 +313,7 @@ impl Receiver {
         let me = shmem::header().me().map_or(0, NodeId::get);
         let slot = conn.identifier(&format!("mtm_slot_{me}"))?;
         let mode = if recovery { "recovery" } else { "normal" };
-        let from = self.confirmed;
+        let from = self.position.confirmed();
         let start = format!("START_REPLICATION SLOT {slot} LOGICAL {from} (\"mode\" '{mode}')");
         conn.start_copy(&start)?;
         let peer = shmem::peer(self.origin);
@@ -362,7 +353,7 @@ impl Receiver {
         self.feed_back(conn)?;
         let sent = conn.flush()?;
         let read = self.may_read();
-        shmem::peer(self.origin).received_lsn.store(self.received.0, Ordering::Release);
+        shmem::peer(self.origin).received_lsn.store(self.position.received().0, Ordering::Release);
         let watch = (read || !sent).then(|| Watch::new(conn, read, !sent));
         let patience = self.patience_us();
         self.wait_set.wait(watch.as_slice(), Some(patience));
@@ -426,7 +417,7 @@ impl Receiver {
                 if self.incoming.is_none()
                     && let Some(marked) = keepalive.marked()
                 {
-                    self.received = self.received.max(marked);
+                    self.position.reached(marked);
                 }
                 if keepalive.wants_answer {
                     self.next_feedback = Instant(0);
@@ -454,17 +445,16 @@ impl Receiver {
             }
             StreamMessage::Unavailable { lsn, .. } => {
                 self.incoming = None;
-                self.received = self.received.max(lsn);
+                self.position.reached(lsn);
             }
             StreamMessage::Unshippable { gid, lsn, why } => {
                 self.incoming = None;
                 self.refuse(gid, lsn, *b"55000", why);
             }
             StreamMessage::CommitMark { gid, lsn } => {
-                self.received = self.received.max(lsn);
-                self.marks.push_back((lsn, gid));
+                self.position.committed(lsn, gid);
             }
-            StreamMessage::Place { lsn } => self.received = self.received.max(lsn),
+            StreamMessage::Place { lsn } => self.position.reached(lsn),
             StreamMessage::Early { xid, payload } => {
                 let origin = self.origin;
                 let early = self.early.entry(xid).or_insert_with(|| EarlyIncoming::new(origin));
@@ -504,7 +494,7 @@ impl Receiver {
     }
 
     fn deliver(&mut self, task: Task, lsn: Lsn) {
-        self.received = self.received.max(lsn);
+        self.position.reached(lsn);
         self.deliver_to_machine(task);
     }
 
@@ -524,7 +514,7 @@ impl Receiver {
     }
 
     fn refuse(&mut self, gid: Gid, lsn: Lsn, sqlstate: [u8; 5], why: &str) {
-        self.received = self.received.max(lsn);
+        self.position.reached(lsn);
         let caught = Caught { sqlstate, message: why.to_owned(), detail: String::new() };
         health::refused(&caught);
         if machine::feed(Input::Delivered(gid)).contains(&Effect::Apply(gid)) {
@@ -634,14 +624,14 @@ impl Receiver {
         bgworker::report_statistics();
         self.is_streaming();
         self.confirm();
-        let finished = self.confirmed;
+        let finished = self.position.confirmed();
         let peer = shmem::peer(self.origin);
-        peer.received_lsn.store(self.received.0, Ordering::Release);
+        peer.received_lsn.store(self.position.received().0, Ordering::Release);
         peer.finished_lsn.store(finished.0, Ordering::Release);
         // Everything finished was made durable by COMMIT PREPARED or needs no trace.
         let mut reply = Vec::with_capacity(34);
         reply.push(b'r');
-        for lsn in [self.received, finished, finished] {
+        for lsn in [self.position.received(), finished, finished] {
             reply.extend_from_slice(&lsn.0.to_be_bytes());
         }
         reply.extend_from_slice(&[0; 9]);
@@ -654,7 +644,7 @@ impl Receiver {
     /// would wait for the other for ever. Leaving the stream ends that; the rest is asked for when
     /// the origin is back.
     fn farewell(&mut self, now: Instant, finished: Lsn) -> Result<(), ConnError> {
-        if finished >= self.received {
+        if finished >= self.position.received() {
             self.asked = None;
         }
         match self.asked {
@@ -669,20 +659,12 @@ impl Receiver {
     /// Moves up to before the first commit in the peer's log, of whatever origin, that is not
     /// durably committed here (duty 29).
     fn confirm(&mut self) {
-        let (marks, confirmed) = (&mut self.marks, &mut self.confirmed);
+        let idle = self.incoming.is_none() && self.held.is_none();
+        let position = &mut self.position;
         shmem::node(|state| {
             let Some(mut node) = state.node() else { return };
-            while let Some((lsn, gid)) = marks.front() {
-                if !is_durable(&mut node, gid) {
-                    break;
-                }
-                *confirmed = (*confirmed).max(*lsn);
-                marks.pop_front();
-            }
+            position.confirm(idle, |gid| is_durable(&mut node, gid));
         });
-        if self.marks.is_empty() && self.incoming.is_none() && self.held.is_none() {
-            self.confirmed = self.confirmed.max(self.received);
-        }
     }
 }
 

@@ -141,7 +141,7 @@ pub const CASES: &[Case] = &[
     commit(Commit::NoFlush, 20),
     from(3_000, directed(Commit::StaleAbort, THREE, Flavour::Deaf, 500)),
     commit(Commit::CommitMissing, 20),
-    from(2_900, directed(Commit::ForgetAbort, FIVE, Flavour::Churn, 500)),
+    from(4_800, directed(Commit::ForgetAbort, FIVE, Flavour::Churn, 500)),
     directed(Commit::AbortUnaccepted, FIVE, Flavour::Churn, 200),
     commit(Commit::ReportEarly, 1_000),
     directed(Commit::RefusedIsFinal, FIVE, Flavour::Churn, 2_000),

@@ -153,7 +153,7 @@ pub const CASES: &[Case] = &[
     election(Election::VoteTwice, FIVE, Some(Flavour::Churn), 9_000),
     election(Election::AnyDonor, THREE, None, 50),
     from(5_400, election(Election::HighestOfMembers, FIVE, Some(Flavour::Churn), 500)),
-    from(1_800, election(Election::OnlineDespiteVote, FIVE, None, 500)),
+    from(15_300, election(Election::OnlineDespiteVote, FIVE, None, 500)),
     driver(Driver::HeldEarly, THREE, 2_000),
     driver(Driver::OriginByOrigin, THREE, 50),
     driver(Driver::CleanAnyNumber, Shape::Referee, 20),

@@ -103,8 +103,9 @@ fn spill_directory_unwritable(a: &Arena) -> Result<()> {
     a.expect("SELECT count(*) FROM x_spill", "10001")
 }
 
+/// Small transactions need no place among the prepared ones (specs/adr/0006); this one does.
 fn prepared_slots_taken(a: &Arena) -> Result<()> {
-    a.run(1, "CREATE TABLE x_slots(id int PRIMARY KEY)")?;
+    a.run(1, "CREATE TABLE x_slots(id int PRIMARY KEY, v text)")?;
     let session = admin(a, 3)?;
     let most: usize = session.one("SHOW max_prepared_transactions")?.parse()?;
     for i in 0..most {
@@ -115,7 +116,7 @@ fn prepared_slots_taken(a: &Arena) -> Result<()> {
             session.run("ROLLBACK")?;
         }
     }
-    let out = in_the_end(a, 1, "INSERT INTO x_slots VALUES (1)")
+    let out = in_the_end(a, 1, "INSERT INTO x_slots VALUES (1, repeat('x', 20000))")
         .and_then(|()| stays_out(a, 3, &["places for prepared transactions", "pg_prepared_xacts"]));
     for row in session.run("SELECT gid FROM pg_prepared_xacts WHERE gid LIKE 'user-x-%'")? {
         let gid = row.into_iter().flatten().next().context("a name")?;

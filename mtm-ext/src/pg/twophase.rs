@@ -43,14 +43,12 @@ pub fn prepare(gid: impl Into<Vec<u8>>) {
 /// Ends the transaction that [`begin`] began with a commit that everybody sees when this returns,
 /// and that becomes durable with the next flush.
 pub fn commit_unflushed() {
-    // SAFETY: inside the block; a variable of this process.
-    unsafe {
-        let saved = pg_sys::synchronous_commit;
-        pg_sys::synchronous_commit = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32;
-        pg_sys::EndTransactionBlock(false);
-        pg_sys::CommitTransactionCommand();
-        pg_sys::synchronous_commit = saved;
-    }
+    let off = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32;
+    // SAFETY: a variable of this process.
+    let saved = unsafe { core::mem::replace(&mut *(&raw mut pg_sys::synchronous_commit), off) };
+    commit();
+    // SAFETY: as above.
+    unsafe { pg_sys::synchronous_commit = saved }
 }
 
 /// As [`prepare`], for a user's transaction: with this owner, a role of this server, or this

@@ -24,6 +24,8 @@ COMMENT ON FUNCTION mtm.unconfigure_node() IS
 
 CREATE PROCEDURE mtm.dmq_receive(from_node int, cluster_id text)
     LANGUAGE c AS 'MODULE_PATHNAME', 'dmq_receive_wrapper';
+CREATE PROCEDURE mtm.line_serve(from_node int, cluster_id text)
+    LANGUAGE c AS 'MODULE_PATHNAME', 'line_serve_wrapper';
 
 CREATE FUNCTION mtm.status(
     OUT my_node_id int, OUT status text, OUT connected int[], OUT gen_num int8,
@@ -166,6 +168,7 @@ REVOKE ALL ON FUNCTION mtm.init_cluster(text, text[]), mtm.check_connection(text
     mtm.prepare_node(text, int, text[]), mtm.activate_node(), mtm.unconfigure_node(), mtm.nodes()
     FROM PUBLIC;
 REVOKE ALL ON PROCEDURE mtm.dmq_receive(int, text) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE mtm.line_serve(int, text) FROM PUBLIC;
 REVOKE ALL ON mtm.cluster_nodes FROM PUBLIC;
 GRANT SELECT ON mtm.generations, mtm.undecided, mtm.recovery TO PUBLIC;
 

@@ -4,7 +4,7 @@ use crate::pg::bgworker::Caught;
 use crate::pg::{proc, shmem};
 use core::cell::RefCell;
 use core::sync::atomic::Ordering;
-use mtm_core::{Gid, NodeSet};
+use mtm_core::{Gid, NodeId, NodeSet};
 use mtm_node::PeerMessage;
 use mtm_node::message::Refusal;
 use mtm_node::wire::Wire;
@@ -28,7 +28,12 @@ pub fn send_peer(nodes: NodeSet, message: &PeerMessage) {
         let refusal = Refusal { sqlstate: why.sqlstate, message, detail };
         return send_wire(nodes, &Wire::Refused(*gid, refusal));
     }
-    send_wire(nodes, &Wire::Peer(*message));
+    let mut bytes = Vec::with_capacity(64);
+    let wire = Wire::Peer(*message);
+    wire.encode(&mut bytes);
+    let by_line = |node: &NodeId| crate::worker::offer(*node, message, &bytes);
+    let others = nodes.iter().filter(|node| !by_line(node)).collect();
+    send_wire(others, &wire);
 }
 
 /// Hands a message to the sender. It travels at most once: while the link is down, or its ring is

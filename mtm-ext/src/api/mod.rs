@@ -41,25 +41,38 @@ fn require_superuser(to: &str) {
 /// Turns the connection of a peer's sender into a message pipe.
 #[pg_extern]
 fn dmq_receive(from_node: i32, cluster_id: &str) {
+    let from = require_peer(from_node, cluster_id);
+    pipe::outside_transaction(|| worker::accept_pipe(from));
+}
+
+/// Turns the connection of a peer's receiver into its line to this node.
+#[pg_extern]
+fn line_serve(from_node: i32, cluster_id: &str) {
+    let from = require_peer(from_node, cluster_id);
+    pipe::outside_transaction(|| worker::serve_line(from));
+}
+
+/// Refuses who is not a node of this cluster.
+fn require_peer(node: i32, cluster_id: &str) -> NodeId {
     require_preload();
     require_superuser("connect nodes of a multimaster cluster");
     let header = shmem::header();
-    let from = u8::try_from(from_node).ok().and_then(NodeId::new);
+    let from = u8::try_from(node).ok().and_then(NodeId::new);
     let Some(from) = from.filter(|node| header.peers_set().contains(*node)) else {
         ereport!(
             ERROR,
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            format!("node {from_node} is not a peer of this node")
+            format!("node {node} is not a peer of this node")
         );
     };
     if cluster_id.parse() != Ok(header.cluster_id.load(Ordering::Relaxed)) {
         ereport!(
             ERROR,
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            format!("node {from_node} belongs to another cluster")
+            format!("node {node} belongs to another cluster")
         );
     }
-    pipe::outside_transaction(|| worker::accept_pipe(from));
+    from
 }
 
 /// Keeps the rows of a table on each node from now on.

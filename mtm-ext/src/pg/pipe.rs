@@ -42,27 +42,82 @@ pub fn begin() {
 /// Waits for the next message; `false` when the client has gone or ended the pipe.
 pub fn receive(into: &mut Vec<u8>) -> bool {
     into.clear();
-    // SAFETY: the frontend protocol: a type byte, then a message of bounded length, which
-    // pq_getmessage reads into a buffer of this memory context.
+    // SAFETY: as the main loop of a backend reads a message.
     unsafe {
         sys::pq_startmsgread();
         let kind = sys::pq_getbyte();
-        if kind < 0 {
-            return false;
+        kind >= 0 && take_message(kind as u8, into)
+    }
+}
+
+/// What [`receive_now`] found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Received {
+    /// A message.
+    Message,
+    /// None is there yet.
+    Nothing,
+    /// The client has gone or ended the pipe.
+    End,
+}
+
+/// Takes the next message if it has begun to arrive.
+pub fn receive_now(into: &mut Vec<u8>) -> Received {
+    into.clear();
+    let mut kind = 0;
+    // SAFETY: as a walsender reads its client's messages.
+    unsafe {
+        sys::pq_startmsgread();
+        match sys::pq_getbyte_if_available(&raw mut kind) {
+            0 => {
+                sys::pq_endmsgread();
+                Received::Nothing
+            }
+            1 if take_message(kind, into) => Received::Message,
+            _ => Received::End,
         }
+    }
+}
+
+/// Reads the message that has begun with `kind`.
+///
+/// # Safety
+/// Between pq_startmsgread and the message's length.
+unsafe fn take_message(kind: u8, into: &mut Vec<u8>) -> bool {
+    // SAFETY: the frontend protocol: after the type byte a message of bounded length, which
+    // pq_getmessage reads into a buffer of this memory context.
+    unsafe {
         let mut buffer = pg_sys::StringInfoData::default();
         pg_sys::initStringInfo(&raw mut buffer);
         if sys::pq_getmessage(&raw mut buffer, MAX_MESSAGE) != 0 {
             return false;
         }
-        if kind == i32::from(b'd') {
+        if kind == b'd' {
             let bytes = core::slice::from_raw_parts(buffer.data.cast::<u8>(), buffer.len as usize);
             into.extend_from_slice(bytes);
         }
         pg_sys::pfree(buffer.data.cast());
-        kind == i32::from(b'd')
+        kind == b'd'
     }
 }
+
+/// Waits for a message, this process' latch, or `timeout_us`.
+pub fn wait(timeout_us: u64) {
+    let timeout = core::ffi::c_long::try_from(timeout_us.div_ceil(1000));
+    let mut event = pg_sys::WaitEvent::default();
+    // SAFETY: the set that every backend with a client has, with the client's socket at the
+    // position that is always the first; it also ends the process when the postmaster is dead.
+    unsafe {
+        let (set, readable) = (sys::FeBeWaitSet, pg_sys::WL_SOCKET_READABLE);
+        pg_sys::ModifyWaitEvent(set, SOCKET, readable, core::ptr::null_mut());
+        let timeout = timeout.unwrap_or(core::ffi::c_long::MAX);
+        pg_sys::WaitEventSetWait(set, timeout, &raw mut event, 1, pg_sys::PG_WAIT_EXTENSION);
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+}
+
+/// `FeBeWaitSetSocketPos`
+const SOCKET: i32 = 0;
 
 /// Sends a message to the client and does not wait for it.
 pub fn send(bytes: &[u8]) {

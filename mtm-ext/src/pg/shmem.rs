@@ -7,6 +7,7 @@
 //! | `WORKERS`      | the slots of apply workers                         | one step |
 //! | `HEALTH`       | `Header::fitness`: why this node stays out          | copies   |
 //! | `RING + i`     | the producing side of the ring to node `i + 1`     | one push |
+//! | `LINE + i`     | the same of the ring to that node's receiver       | one push |
 //!
 //! Everything else in the header is atomic. No lock is taken while another is held, and nothing
 //! inside a locked section can raise an ERROR.
@@ -26,6 +27,7 @@ use pgrx::pg_sys;
 
 const NODES: usize = MAX_NODES as usize;
 const RING_BYTES: usize = 256 * 1024;
+const LINE_BYTES: usize = 64 * 1024;
 /// Longest conninfo that fits, in bytes.
 pub const MAX_CONNINFO: usize = 1024;
 const TRANCHE: &core::ffi::CStr = c"multimaster";
@@ -35,7 +37,8 @@ const WORKERS: usize = 1;
 const NODE: usize = 2;
 const HEALTH: usize = 3;
 const RING: usize = 4;
-const LOCKS: usize = RING + NODES;
+const LINE: usize = RING + NODES;
+const LOCKS: usize = LINE + NODES;
 
 /// Text of bounded length.
 #[derive(Clone, Copy)]
@@ -312,6 +315,8 @@ pub struct Peer {
     pub inbox_pid: AtomicI32,
     /// Whether our link to it is up.
     pub link_up: AtomicU32,
+    /// The process that serves its receiver's own line to this node (`worker::line`).
+    pub line: AtomicI32,
     /// When our receiver of its stream was last found streaming; monotonic us.
     pub last_streamed_us: AtomicU64,
     /// End of its flushed log as it said last.
@@ -461,6 +466,10 @@ fn ring_words() -> usize {
     Ring::words_for(RING_BYTES)
 }
 
+fn line_words() -> usize {
+    Ring::words_for(LINE_BYTES)
+}
+
 fn total() -> usize {
     let sizes = sizes();
     align(size_of::<Header>())
@@ -472,7 +481,7 @@ fn total() -> usize {
         + align(sizes.users * size_of::<Slot<User>>())
         + align(sizes.notes * size_of::<Slot<Note>>())
         + align(sizes.workers * size_of::<WorkerSlot>())
-        + align(NODES * ring_words() * 8)
+        + align(NODES * (ring_words() + line_words()) * 8)
 }
 
 static mut PREVIOUS_REQUEST: pg_sys::shmem_request_hook_type = None;
@@ -574,6 +583,7 @@ unsafe fn format_memory(shared: &Shared) {
         core::ptr::write(&raw mut header.fitness, Health::fit());
         for peer in &header.peers {
             peer.receiver.store(NO_PROC, Ordering::Relaxed);
+            peer.line.store(NO_PROC, Ordering::Relaxed);
         }
         shared.core.write(None);
         shared.deferred.write(Deferred::NONE);
@@ -595,6 +605,7 @@ unsafe fn format_memory(shared: &Shared) {
         }
         for i in 0..NODES {
             Ring::init(ring_slice(shared, i));
+            Ring::init(line_slice(shared, i));
         }
     }
 }
@@ -602,6 +613,14 @@ unsafe fn format_memory(shared: &Shared) {
 fn ring_slice(shared: &Shared, i: usize) -> &'static [AtomicU64] {
     // SAFETY: NODES rings of ring_words() words each lie behind `rings`.
     unsafe { core::slice::from_raw_parts(shared.rings.add(i * ring_words()), ring_words()) }
+}
+
+fn line_slice(shared: &Shared, i: usize) -> &'static [AtomicU64] {
+    // SAFETY: NODES rings of line_words() words each lie behind the others.
+    unsafe {
+        let first = shared.rings.add(NODES * ring_words());
+        core::slice::from_raw_parts(first.add(i * line_words()), line_words())
+    }
 }
 
 fn locked<R>(lock: usize, exclusive: bool, body: impl FnOnce(&'static Shared) -> R) -> R {
@@ -690,6 +709,16 @@ pub fn produce<R>(node: NodeId, body: impl FnOnce(&Ring<'_>) -> R) -> R {
 /// The ring to `node`, for its only consumer.
 pub fn ring(node: NodeId) -> Ring<'static> {
     Ring::attach(ring_slice(shared(), node.index())).expect("the ring was made at server start")
+}
+
+/// Runs `body` with the ring to the receiver of `node`, as its only producer.
+pub fn produce_line<R>(node: NodeId, body: impl FnOnce(&Ring<'_>) -> R) -> R {
+    locked(LINE + node.index(), true, |_| body(&line(node)))
+}
+
+/// The ring to the receiver of `node`, for its only consumer.
+pub fn line(node: NodeId) -> Ring<'static> {
+    Ring::attach(line_slice(shared(), node.index())).expect("the ring was made at server start")
 }
 
 /// Copies out a node's connection string; empty if there is none.

@@ -53,7 +53,11 @@ unsafe extern "C-unwind" {
     /// `libpq/libpq.h`.
     pub fn pq_startmsgread();
     /// `libpq/libpq.h`.
+    pub fn pq_endmsgread();
+    /// `libpq/libpq.h`.
     pub fn pq_getbyte() -> c_int;
+    /// `libpq/libpq.h`: 1 with a byte, 0 if none is there, negative when the client has gone.
+    pub fn pq_getbyte_if_available(byte: *mut u8) -> c_int;
     /// `libpq/libpq.h`.
     pub fn pq_buffer_has_data() -> bool;
     /// `libpq/libpq.h`.
@@ -105,6 +109,8 @@ unsafe extern "C-unwind" {
 unsafe extern "C" {
     /// `access/twophase.h`.
     pub static max_prepared_xacts: c_int;
+    /// `libpq/libpq.h`: the client's socket, the latch and the postmaster, in a backend.
+    pub static FeBeWaitSet: *mut pg_sys::WaitEventSet;
     /// `libpq/libpq.h`.
     pub static PqCommMethods: *const PQcommMethods;
     /// `libpq/auth.h`.

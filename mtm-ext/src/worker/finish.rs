@@ -112,6 +112,15 @@ pub fn wake(gid: &Gid) {
     }
 }
 
+/// The same, if that is another process.
+pub fn wake_other(gid: &Gid) {
+    let me = proc::my_procno();
+    let mine = |state: &mut NodeState| state.notes.get_mut(gid).is_some_and(|n| n.worker == me);
+    if !shmem::node(mine) {
+        wake(gid);
+    }
+}
+
 /// COMMIT PREPARED or ROLLBACK PREPARED, durably, and what follows from it.
 pub fn end(gid: &Gid, commit: bool) {
     users::carry_out(gid, commit);

@@ -18,7 +18,7 @@ use mtm_node::{Effect, Input, PeerMessage};
 pub fn accept_pipe(from: NodeId) {
     let peer = shmem::peer(from);
     peer.inbox_pid.store(proc::my_pid(), Ordering::Release);
-    PIPE.set(Some(Pipe { from, replies: Outgoing::default(), decided: Vec::new() }));
+    begin(from);
     pipe::with_exit_hook(
         || {
             pipe::begin();
@@ -39,6 +39,11 @@ pub fn accept_pipe(from: NodeId) {
         },
         closed,
     );
+}
+
+/// From here on this process has a connection of its own to `from`.
+pub fn begin(from: NodeId) {
+    PIPE.set(Some(Pipe { from, replies: Outgoing::default(), decided: Vec::new() }));
 }
 
 /// Notes a sign of life; whether a peer is heard again is the campaigner's business.
@@ -85,7 +90,8 @@ pub fn reply(node: NodeId, message: &[u8]) -> bool {
     })
 }
 
-fn send_replies() {
+/// Sends what was put on this process' own connection.
+pub fn send_replies() {
     PIPE.with_borrow_mut(|pipe| {
         if let Some(pipe) = pipe {
             pipe.replies.drain(pipe::send);
@@ -95,7 +101,7 @@ fn send_replies() {
 
 /// Has decided transactions ended: a single one at once and here, which saves waking its worker;
 /// several, or when more messages wait, by their workers, which share flushes.
-fn carry_out() {
+pub fn carry_out() {
     let decided = PIPE.with_borrow_mut(|pipe| {
         pipe.as_mut().map(|pipe| core::mem::take(&mut pipe.decided)).unwrap_or_default()
     });
@@ -112,13 +118,19 @@ fn carry_out() {
     bgworker::report_statistics();
 }
 
-fn closed() {
-    let Some(pipe) = PIPE.take() else { return };
+/// The connection has ended: what it was to do is left to others. Tells whose it was.
+pub fn end_pipe() -> Option<NodeId> {
+    let pipe = PIPE.take()?;
     finish::release();
     for (gid, _) in pipe.decided {
         finish::wake(&gid);
     }
-    let peer = shmem::peer(pipe.from);
+    Some(pipe.from)
+}
+
+fn closed() {
+    let Some(from) = end_pipe() else { return };
+    let peer = shmem::peer(from);
     let mine = proc::my_pid();
     // A newer connection of the same peer may have taken over.
     if peer.inbox_pid.compare_exchange(mine, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {

@@ -8,6 +8,7 @@ mod divergence;
 mod finish;
 mod health;
 mod inbox;
+mod line;
 mod lineup;
 mod monitor;
 mod open;
@@ -22,10 +23,16 @@ mod wire;
 
 pub use applier::apply_again;
 pub use health::FEW_REFUSALS;
-pub use inbox::{accept_pipe, reply};
+pub use inbox::accept_pipe;
+pub use line::{offer, serve as serve_line};
 pub use open::leave_nothing as leave_nothing_open;
 
 use crate::pg::bgworker::{self, Kind};
+
+/// Puts a message on this process' own connection to `node`, if it has one.
+pub fn reply(node: mtm_core::NodeId, message: &[u8]) -> bool {
+    inbox::reply(node, message) || line::put(node, message)
+}
 
 /// Registers the worker that starts the others.
 pub fn init() {

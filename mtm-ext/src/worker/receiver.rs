@@ -4,7 +4,7 @@
 use super::applier::InPlace;
 use super::recovery::Replay;
 use super::spill::{self, EarlyIncoming, Incoming, Task};
-use super::{conflict, crew, open, recovery};
+use super::{conflict, crew, line, open, recovery};
 use crate::health::{self, Cause};
 use crate::pg::bgworker::{self, Caught, Handle, Kind};
 use crate::pg::conn::{Conn, ConnError, CopyIn};
@@ -21,6 +21,7 @@ use mtm_logrep::position::Position;
 use mtm_logrep::stream::{Keepalive, Packet, StreamMessage};
 use mtm_node::{Effect, Input, Role};
 use mtm_paxos::commit::{Decree, ParticipantState};
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
@@ -34,6 +35,8 @@ const HELD_US: u64 = 10_000;
 const FAREWELL_US: u64 = 500_000;
 /// Transactions that wait for a worker before the stream is read on.
 const MAX_WAITING: usize = 256;
+/// Messages of the stream after which the line is looked at, too.
+const LINE_EVERY: u32 = 32;
 
 /// One apply worker of this receiver.
 struct Worker {
@@ -106,6 +109,7 @@ fn serve(origin: NodeId, in_place: InPlace) {
     let mut complained = String::new();
     loop {
         let error = receiver.stream();
+        line::close();
         open::leave_nothing();
         peer.streaming.store(0, Ordering::Release);
         peer.replaying.store(0, Ordering::Release);
@@ -325,12 +329,20 @@ impl Receiver {
 
     /// One round: take what has come, hand it out, wait.
     fn turn(&mut self, conn: &mut Conn) -> Result<(), ConnError> {
+        line::open(self.origin);
+        line::turn(Some(&self.wait_set));
         open::turn();
         self.deliver_held();
         if self.wait_set.may_read(conn) {
             conn.consume()?;
         }
+        let mut read = 0_u32;
         while self.may_read() {
+            read += 1;
+            if read.is_multiple_of(LINE_EVERY) {
+                line::turn(None);
+                open::turn();
+            }
             match conn.copy_data()? {
                 CopyIn::Data(data) => self.take(&data)?,
                 CopyIn::WouldBlock => break,
@@ -355,8 +367,9 @@ impl Receiver {
         let read = self.may_read();
         shmem::peer(self.origin).received_lsn.store(self.position.received().0, Ordering::Release);
         let watch = (read || !sent).then(|| Watch::new(conn, read, !sent));
+        let watches: SmallVec<[Watch; 2]> = watch.into_iter().chain(line::watch()).collect();
         let patience = self.patience_us();
-        self.wait_set.wait(watch.as_slice(), Some(patience));
+        self.wait_set.wait(&watches, Some(patience));
         Ok(())
     }
 
@@ -380,7 +393,7 @@ impl Receiver {
     /// Until when to wait for events: conflicts are looked for while work is outstanding.
     fn patience_us(&self) -> u64 {
         let now = proc::now();
-        let feedback = self.next_feedback.since(now).max(1000);
+        let feedback = self.next_feedback.since(now).min(line::patience_us()).max(1000);
         // What is held may wait for room, of which nobody tells.
         let feedback = if self.held.is_some() { feedback.min(HELD_US) } else { feedback };
         let feedback = open::patience_us().map_or(feedback, |us| us.min(feedback));

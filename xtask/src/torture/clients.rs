@@ -5,6 +5,7 @@ use super::history::{Body, Level, Op, Outcome, Record, Recorder, Step};
 use crate::server::{DATABASE, Server};
 use crate::session::{Session, SqlError};
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Accounts in the bank.
@@ -16,7 +17,7 @@ const LISTS: u64 = 6;
 /// Appends until the next lists are taken: lists do not grow for ever.
 const APPENDS: u64 = 240;
 /// No answer for that long is no answer.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 /// Between transactions; a saturated machine would only make every fault look the same.
 const PAUSE_MS: u64 = 8;
 
@@ -28,6 +29,7 @@ pub struct Orders {
     tokens: AtomicU64,
     appends: AtomicU64,
     keys: AtomicU64,
+    wrong: Mutex<Vec<String>>,
 }
 
 const RUN: u8 = 0;
@@ -56,6 +58,17 @@ impl Orders {
         self.resting.load(Ordering::SeqCst)
     }
 
+    /// A client saw what must not be.
+    pub fn wrong(&self, what: String) {
+        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).push(what);
+    }
+
+    /// What clients saw that must not be.
+    #[must_use]
+    pub fn seen_wrong(&self) -> Vec<String> {
+        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// A number nobody else gets.
     pub fn token(&self) -> u64 {
         self.tokens.fetch_add(1, Ordering::SeqCst) + 1
@@ -78,6 +91,8 @@ pub struct Client<'a> {
     pub number: u32,
     /// Where it works.
     pub server: &'a Server,
+    /// All nodes.
+    pub nodes: &'a [Server],
     /// What it is told to do.
     pub orders: &'a Orders,
     /// Where it writes down what happened.
@@ -89,7 +104,7 @@ pub struct Client<'a> {
 }
 
 /// Where a transaction failed.
-struct Failure {
+pub(super) struct Failure {
     error: SqlError,
     /// COMMIT had been sent.
     committing: bool,
@@ -118,7 +133,7 @@ fn before(error: SqlError) -> Failure {
 }
 
 /// COMMIT, or a statement that commits by itself.
-fn at_commit(error: SqlError) -> Failure {
+pub(super) fn at_commit(error: SqlError) -> Failure {
     Failure { error, committing: true }
 }
 
@@ -143,11 +158,7 @@ impl Client<'_> {
 
     fn connect(&mut self) -> bool {
         if self.session.is_none() {
-            let conninfo = format!(
-                "host=127.0.0.1 port={} dbname={DATABASE} user={DATABASE} application_name=torture",
-                self.server.port
-            );
-            let session = Session::open_within(&conninfo, Duration::from_secs(3));
+            let session = self.server.connect_as(DATABASE, "torture");
             self.session = session.ok().map(|session| session.patience(PATIENCE));
         }
         self.session.is_some()
@@ -199,6 +210,7 @@ impl Client<'_> {
             from: usize::try_from(from).expect("an account"),
             to: usize::try_from(to).expect("an account"),
             amount: i64::try_from(self.dice.between(1, 9)).expect("a digit"),
+            two_phase: self.dice.once_in(4),
         }
     }
 
@@ -215,6 +227,13 @@ impl Client<'_> {
                 let sql = format!("INSERT INTO uniques VALUES ({key}, {token})");
                 session.run(&sql).map(drop).map_err(at_commit)
             }
+            Body::Transfer { token, two_phase: true, .. } => {
+                let token = *token;
+                begin(&session, level)
+                    .and_then(|()| self.inside(&session, level, body))
+                    .map_err(before)
+                    .and_then(|()| self.two_phases(&session, token))
+            }
             _ => transaction(&session, level, |session| self.inside(session, level, body)),
         };
         self.session = Some(session);
@@ -223,7 +242,7 @@ impl Client<'_> {
 
     fn inside(&mut self, session: &Session, level: Level, body: &mut Body) -> Result<(), SqlError> {
         match body {
-            Body::Transfer { token, from, to, amount } => {
+            Body::Transfer { token, from, to, amount, .. } => {
                 let pay =
                     format!("UPDATE accounts SET balance = balance - {amount} WHERE id = {from}");
                 let get =
@@ -294,13 +313,17 @@ fn transaction(
     level: Level,
     work: impl FnOnce(&Session) -> Result<(), SqlError>,
 ) -> Result<(), Failure> {
+    begin(session, level).map_err(before)?;
+    work(session).map_err(before)?;
+    session.run("COMMIT").map(drop).map_err(at_commit)
+}
+
+fn begin(session: &Session, level: Level) -> Result<(), SqlError> {
     let name = match level {
         Level::ReadCommitted => "READ COMMITTED",
         Level::RepeatableRead => "REPEATABLE READ",
     };
-    session.run(&format!("BEGIN ISOLATION LEVEL {name}")).map_err(before)?;
-    work(session).map_err(before)?;
-    session.run("COMMIT").map(drop).map_err(at_commit)
+    session.run(&format!("BEGIN ISOLATION LEVEL {name}")).map(drop)
 }
 
 /// Changes the schema under everybody's feet. Under load that often loses against rows, so it is

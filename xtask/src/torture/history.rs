@@ -59,6 +59,9 @@ pub enum Body {
         to: usize,
         /// How much.
         amount: i64,
+        /// With PREPARE TRANSACTION and COMMIT PREPARED.
+        #[serde(default)]
+        two_phase: bool,
     },
     /// Saw these sums of all accounts, each in one snapshot.
     Sum {
@@ -89,6 +92,7 @@ impl Body {
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
+            Self::Transfer { two_phase: true, .. } => "two-phase transfer",
             Self::Transfer { .. } => "transfer",
             Self::Sum { .. } => "sum",
             Self::List { steps } => {

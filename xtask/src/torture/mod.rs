@@ -7,6 +7,7 @@ pub mod dice;
 pub mod faults;
 pub mod history;
 pub mod net;
+mod prepared;
 pub mod servers;
 pub mod state;
 pub mod summary;
@@ -181,6 +182,7 @@ fn torture(servers: &Servers, options: &Options) -> Result<Vec<String>> {
             let client = Client {
                 number: number + 1,
                 server: &nodes[number as usize % nodes.len()],
+                nodes,
                 orders: &run.orders,
                 recorder: &run.recorder,
                 dice: Dice::new(options.seed).child(1000 + u64::from(number)),
@@ -202,6 +204,7 @@ fn torture(servers: &Servers, options: &Options) -> Result<Vec<String>> {
         Ok(more) => violations.extend(more),
         Err(error) => violations.push(format!("{error:#}")),
     }
+    violations.extend(run.orders.seen_wrong());
     violations.extend(run.survival(&records));
     violations.extend(crashes(servers));
     Ok(violations)
@@ -298,6 +301,7 @@ impl Run<'_> {
                 Ok((self.orders.resting() == all).then_some(()))
             })?;
             self.servers.wait_rejoined(limit)?;
+            prepared::clean(self.servers, limit)?;
             self.servers.wait_quiet(limit)?;
             let differences = state::record(self.servers, &self.recorder)?;
             self.orders.run();

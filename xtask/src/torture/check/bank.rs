@@ -19,7 +19,7 @@ pub(super) fn check(history: &History<'_>, report: &mut Report) {
                     );
                 }
             }
-            Body::Transfer { token, from, to, amount } => {
+            Body::Transfer { token, from, to, amount, .. } => {
                 transfers.insert(*token, (*from, *to, *amount));
             }
             Body::List { .. } | Body::Unique { .. } | Body::Schema { .. } => {}

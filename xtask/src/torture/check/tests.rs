@@ -35,7 +35,7 @@ impl Made {
     }
 
     fn transfer(self, token: u64, outcome: Outcome) -> Self {
-        let body = Body::Transfer { token, from: 0, to: 1, amount: 3 };
+        let body = Body::Transfer { token, from: 0, to: 1, amount: 3, two_phase: false };
         self.op(1, token, RC, outcome, body)
     }
 

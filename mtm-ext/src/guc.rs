@@ -23,6 +23,8 @@ pub static IGNORE_TABLES_WITHOUT_PK: GucSetting<bool> = GucSetting::<bool>::new(
 pub static BINARY_BASETYPES: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// Answer the client only when all members have committed.
 pub static WAIT_PEER_COMMITS: GucSetting<bool> = GucSetting::<bool>::new(true);
+/// Receivers have lines of their own to the origins (specs/adr/0007).
+pub static RECEIVER_LINES: GucSetting<bool> = GucSetting::<bool>::new(false);
 /// Drop clients when this node leaves the cluster.
 pub static BREAK_CONNECTION: GucSetting<bool> = GucSetting::<bool>::new(false);
 /// Cluster-wide growing sequence values.
@@ -166,6 +168,12 @@ pub fn init() {
             c"Answer the client only when all members have committed.",
             &WAIT_PEER_COMMITS,
             GucContext::Userset,
+        ),
+        (
+            c"multimaster.receiver_lines",
+            c"Receivers have connections of their own for votes and outcomes. Experimental.",
+            &RECEIVER_LINES,
+            GucContext::Sighup,
         ),
         (
             c"multimaster.break_connection",

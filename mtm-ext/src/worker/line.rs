@@ -12,7 +12,7 @@ use super::{finish, inbox};
 use crate::pg::conn::{Conn, ConnError, CopyIn};
 use crate::pg::waitset::{WaitSet, Watch};
 use crate::pg::{bgworker, pipe, proc, shmem, walwake};
-use crate::{cluster, machine};
+use crate::{cluster, guc, machine};
 use core::cell::RefCell;
 use core::sync::atomic::Ordering;
 use mtm_core::{Instant, NodeId};
@@ -59,6 +59,9 @@ pub fn close() {
 
 /// The line to `node`, if its stream is to have one and has none.
 pub fn open(node: NodeId) {
+    if !guc::RECEIVER_LINES.get() {
+        return close();
+    }
     let now = proc::now();
     if LINE.with_borrow(Option::is_some) || now < NOT_BEFORE.get() {
         return;

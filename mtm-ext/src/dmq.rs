@@ -28,31 +28,34 @@ pub fn send_peer(nodes: NodeSet, message: &PeerMessage) {
         let refusal = Refusal { sqlstate: why.sqlstate, message, detail };
         return send_wire(nodes, &Wire::Refused(*gid, refusal));
     }
-    let mut bytes = Vec::with_capacity(64);
-    let wire = Wire::Peer(*message);
-    wire.encode(&mut bytes);
+    let bytes = encoded(&Wire::Peer(*message));
     let by_line = |node: &NodeId| crate::worker::offer(*node, message, &bytes);
     let others = nodes.iter().filter(|node| !by_line(node)).collect();
-    send_wire(others, &wire);
+    send_bytes(others, &bytes);
 }
 
 /// Hands a message to the sender. It travels at most once: while the link is down, or its ring is
 /// full, it is dropped, and whoever waits for an answer asks again.
 pub fn send_wire(nodes: NodeSet, message: &Wire<'_>) {
-    if nodes.is_empty() {
-        return;
-    }
+    send_bytes(nodes, &encoded(message));
+}
+
+fn encoded(message: &Wire<'_>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(64);
     message.encode(&mut bytes);
+    bytes
+}
+
+fn send_bytes(nodes: NodeSet, bytes: &[u8]) {
     let mut woken = false;
     for node in nodes {
-        if crate::worker::reply(node, &bytes) {
+        if crate::worker::reply(node, bytes) {
             continue;
         }
         woken = true;
         if shmem::peer(node).link_up.load(Ordering::Acquire) != 0 {
             // A full ring means a peer that does not read; it will be found disconnected.
-            let _ = shmem::produce(node, |ring| ring.push(&bytes));
+            let _ = shmem::produce(node, |ring| ring.push(bytes));
         }
     }
     if woken {

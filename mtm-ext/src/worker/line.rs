@@ -8,7 +8,7 @@
 //! the ordinary way is.
 
 use super::wire::{Incoming, Outgoing};
-use super::{finish, inbox};
+use super::{finish, inbox, sender};
 use crate::pg::conn::{Conn, ConnError, CopyIn};
 use crate::pg::waitset::{WaitSet, Watch};
 use crate::pg::{bgworker, pipe, proc, shmem, walwake};
@@ -67,7 +67,7 @@ pub fn open(node: NodeId) {
         return;
     }
     NOT_BEFORE.set(now.plus_us(RETRY_US));
-    match connect(node) {
+    match sender::connect_pipe(node, CONNECT_S, "mtm.line_serve") {
         Ok(conn) => LINE.set(Some(Line {
             node,
             conn,
@@ -79,22 +79,6 @@ pub fn open(node: NodeId) {
         })),
         Err(error) => pgrx::debug1!("multimaster: no line to node {node}: {error}"),
     }
-}
-
-fn connect(node: NodeId) -> Result<Conn, ConnError> {
-    let name = [("application_name", "mtm_dmq"), ("fallback_application_name", "mtm_dmq")];
-    let mut conn = Conn::connect(&shmem::conninfo(node), &name, CONNECT_S)?;
-    conn.query(
-        "SELECT pg_catalog.set_config(name, '0', false) FROM (VALUES ('statement_timeout'), \
-         ('lock_timeout'), ('idle_in_transaction_session_timeout'), ('idle_session_timeout')) \
-         AS t(name)",
-        &[],
-    )?;
-    let header = shmem::header();
-    let me = header.me().map_or(0, NodeId::get);
-    let cluster = header.cluster_id.load(Ordering::Relaxed);
-    conn.start_copy(&format!("CALL mtm.line_serve({me}, '{cluster}')"))?;
-    Ok(conn)
 }
 
 /// What to wait for on the line.
@@ -214,11 +198,6 @@ pub fn offer(node: NodeId, message: &PeerMessage, bytes: &[u8]) -> bool {
     true
 }
 
-thread_local! {
-    /// Whose line this process serves.
-    static SERVED: core::cell::Cell<Option<NodeId>> = const { core::cell::Cell::new(None) };
-}
-
 /// Turns this backend into this node's end of the line of `from`'s receiver, until that goes.
 pub fn serve(from: NodeId) {
     pipe::with_exit_hook(
@@ -227,7 +206,6 @@ pub fn serve(from: NodeId) {
             pipe::begin();
             // What is there was meant for another line.
             let _ = shmem::produce_line(from, |ring| ring.discard());
-            SERVED.set(Some(from));
             shmem::peer(from).line.store(proc::my_procno(), Ordering::Release);
             serve_until_end(from);
         },
@@ -285,8 +263,7 @@ fn serve_until_end(from: NodeId) {
 }
 
 fn ended() {
-    let _ = inbox::end_pipe();
-    let Some(from) = SERVED.take() else { return };
+    let Some(from) = inbox::end_pipe() else { return };
     let mine = proc::my_procno();
     let _ = shmem::peer(from).line.compare_exchange(
         mine,

@@ -93,14 +93,22 @@ fn reconnect(node: NodeId, link: &mut Link) {
 }
 
 fn connect(node: NodeId) -> Result<Conn, ConnError> {
-    let header = shmem::header();
     let timeout = match guc::CONNECT_TIMEOUT.get() {
         // One peer that does not answer must not keep messages from the others.
         0 => 2,
         s => s,
     };
+    connect_pipe(node, timeout, "mtm.dmq_receive")
+}
+
+/// Connects to `node` and turns the backend there into a message pipe that `procedure` serves.
+///
+/// # Errors
+/// When there is no connection within `timeout_s` seconds, or the other node refuses.
+pub fn connect_pipe(node: NodeId, timeout_s: i32, procedure: &str) -> Result<Conn, ConnError> {
+    let header = shmem::header();
     let name = [("application_name", "mtm_dmq"), ("fallback_application_name", "mtm_dmq")];
-    let mut conn = Conn::connect(&shmem::conninfo(node), &name, timeout)?;
+    let mut conn = Conn::connect(&shmem::conninfo(node), &name, timeout_s)?;
     conn.query(
         "SELECT pg_catalog.set_config(name, '0', false) FROM (VALUES ('statement_timeout'), \
          ('lock_timeout'), ('idle_in_transaction_session_timeout'), ('idle_session_timeout')) \
@@ -109,7 +117,7 @@ fn connect(node: NodeId) -> Result<Conn, ConnError> {
     )?;
     let me = header.me().map_or(0, NodeId::get);
     let cluster = header.cluster_id.load(Ordering::Relaxed);
-    conn.start_copy(&format!("CALL mtm.dmq_receive({me}, '{cluster}')"))?;
+    conn.start_copy(&format!("CALL {procedure}({me}, '{cluster}')"))?;
     Ok(conn)
 }
 

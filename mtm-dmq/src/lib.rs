@@ -4,6 +4,7 @@
 
 mod backoff;
 pub mod frame;
+pub mod holder;
 pub mod link;
 pub mod mailbox;
 pub mod ring;

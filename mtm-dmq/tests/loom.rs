@@ -1,4 +1,4 @@
-//! Rings and mailboxes under every interleaving and every stale value that the memory model
+//! Rings, mailboxes and tasks under every interleaving and every stale value that the memory model
 //! allows, within the stated bounds.
 //!
 //! Run with `RUSTFLAGS="--cfg loom" cargo test -p mtm-dmq --release --test loom`. At most three
@@ -7,7 +7,8 @@
 //! Bugs that were planted by hand and found: publishing without release (kept, below); freeing a
 //! message by a store instead of a compare-and-swap; confirming the head by a load instead of a
 //! compare-and-swap (which is how the ring was first written); opening a mailbox by a store; not
-//! looking at the correlation id before taking, or after.
+//! looking at the correlation id before taking, or after; taking a task, or letting go of it, by a
+//! store.
 //!
 //! Backends are processes and loom runs threads; the memory model is the same, and nothing here
 //! holds a pointer, so what is shown for one holds for the other. What loom cannot show: it
@@ -20,7 +21,8 @@ use loom::model::Builder;
 use loom::sync::{Arc, Mutex};
 use loom::thread;
 use mtm_core::Instant;
-use mtm_dmq::sync::AtomicU64;
+use mtm_dmq::sync::{AtomicU64, Ordering};
+use mtm_dmq::holder::Holder;
 use mtm_dmq::{Mailboxes, PushError, Ring, TakeError};
 
 const PREEMPTIONS: usize = 3;
@@ -269,5 +271,35 @@ fn a_slot_has_one_owner() {
         let id = a.or(b).expect("one has it");
         assert!(a.is_err() || b.is_err(), "not both");
         assert_eq!(mailboxes.post(id, b"x"), Ok(if a.is_ok() { 1 } else { 2 }));
+    });
+}
+
+/// Two do the same task after each other, and let go of it once more at their ends: whoever does it
+/// is alone, and is the one whom everybody finds.
+#[test]
+fn a_task_has_one_holder_whom_all_find() {
+    explore(|| {
+        let (holder, inside) = (Arc::new(Holder::new()), Arc::new(AtomicU64::new(0)));
+        let work = |me: u32| {
+            let (holder, inside) = (Arc::clone(&holder), Arc::clone(&inside));
+            thread::spawn(move || {
+                let mut done = 0;
+                for _ in 0..2 {
+                    if holder.take(me) {
+                        assert_eq!(inside.fetch_add(1, Ordering::Relaxed), 0, "not alone");
+                        assert_eq!(holder.get(), Some(me), "nobody knows who does it");
+                        inside.store(0, Ordering::Relaxed);
+                        assert!(holder.let_go(me), "somebody took it away");
+                        done += 1;
+                    }
+                    assert!(!holder.let_go(me), "let go of what it did not have");
+                }
+                done
+            })
+        };
+        let (a, b) = (work(1), work(2));
+        assert!(holder.get().is_none_or(|holder| holder == 1 || holder == 2));
+        assert!(a.join().unwrap() + b.join().unwrap() > 0, "nobody got it");
+        assert_eq!(holder.get(), None);
     });
 }

@@ -76,6 +76,11 @@ pub fn feed_after(input: Input, note: impl FnOnce(&mut NodeState)) -> Vec<Effect
     run(input, Finisher::Workers, noted)
 }
 
+/// Steps the machine if `note` says so, in one locked section with it.
+pub fn feed_if(input: Input, note: impl FnOnce(&mut NodeState) -> bool) -> Vec<Effect> {
+    run(input, Finisher::Workers, note)
+}
+
 /// Looks at the machine; `None` while there is none.
 pub fn look<R>(body: impl FnOnce(&mut Node<'_>) -> R) -> Option<R> {
     shmem::node(|state| state.node().map(|mut node| body(&mut node)))
@@ -232,7 +237,7 @@ fn route(
             // What it says in the table is not done yet, and nobody else's business.
             Effect::ApplyCommitted(gid) | Effect::Install(gid, _) => {
                 let me = proc::my_procno();
-                let fresh = || shmem::Note { worker: me, taken: true, lost_to: None, open: 0 };
+                let fresh = || shmem::Note { worker: me, taken: true, lost_to: None, open: 0, seen: 0 };
                 if let Ok(note) = state.notes.entry(*gid, fresh) {
                     note.worker = me;
                     note.taken = true;

@@ -16,6 +16,7 @@ use super::proc::{self, NO_PROC, ProcNo};
 use crate::health::Health;
 use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use mtm_core::{GenNum, Gid, Lsn, MAX_NODES, NodeId, NodeSet, Token};
+use mtm_dmq::holder::Holder;
 use mtm_dmq::ring::Ring;
 use mtm_generations as generations;
 use mtm_node::message::{MAX_TEXT, Refusal};
@@ -140,6 +141,9 @@ pub struct Note {
     /// That process keeps it open, or has committed it and that is not durable: the promise, or
     /// the commit's need of it, is in the log from here on. 0 otherwise.
     pub open: u64,
+    /// It is committed and seen, and durable when the log is flushed up to here. 0 otherwise. Any
+    /// process may note it as finished then.
+    pub seen: u64,
 }
 
 /// Messages of generations that wait for a process or for the disk.
@@ -366,8 +370,9 @@ pub struct Header {
     pub replay_from: AtomicU32,
     /// The generation for which it is.
     pub replay_generation: AtomicU64,
-    /// The process that replays it.
-    pub replayer: AtomicI32,
+    /// The process that replays it, or that brings the replay before it to its end: the next one
+    /// waits for that.
+    pub replayer: Holder,
     /// 1 while a checkpoint waits for the moment in which recovery has nothing under way.
     pub checkpoint_waits: AtomicU32,
     /// When walsenders were last woken for records that our streams skip; monotonic us.
@@ -575,7 +580,6 @@ unsafe fn format_memory(shared: &Shared) {
             &header.resolver,
             &header.campaigner,
             &header.health,
-            &header.replayer,
         ];
         for atomic in procs {
             atomic.store(NO_PROC, Ordering::Relaxed);

@@ -293,8 +293,10 @@ impl Campaigner {
             }
             None => self.checkpoint = now.plus_us(CHECKPOINT_US),
         }
-        if waits.swap(0, Ordering::AcqRel) != 0 {
-            proc::wake(shmem::header().replayer.load(Ordering::Acquire));
+        if waits.swap(0, Ordering::AcqRel) != 0
+            && let Some(replayer) = super::recovery::replayer()
+        {
+            proc::wake(replayer);
         }
     }
 }

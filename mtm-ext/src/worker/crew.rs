@@ -209,10 +209,7 @@ pub fn let_go(worker: &mut WorkerSlot) {
 
 /// Processes that replay: the receiver and its workers.
 pub fn replayers() -> Vec<proc::ProcNo> {
-    let replayer = shmem::header().replayer.load(Ordering::Acquire);
-    if replayer == proc::NO_PROC {
-        return Vec::new();
-    }
+    let Some(replayer) = recovery::replayer() else { return Vec::new() };
     let mut all = vec![replayer];
     shmem::workers(|workers| {
         let replays = |w: &&WorkerSlot| w.used && w.replays && !w.ended && w.procno >= 0;

@@ -41,7 +41,7 @@ pub fn take_in(state: &mut NodeState, gid: &Gid, me: proc::ProcNo) -> Option<boo
 
 /// Nobody has it but this process.
 pub const fn free(worker: proc::ProcNo) -> shmem::Note {
-    shmem::Note { worker, taken: false, lost_to: None, open: 0 }
+    shmem::Note { worker, taken: false, lost_to: None, open: 0, seen: 0 }
 }
 
 /// Ends it here, unless somebody else does; wakes the worker that waits with it.

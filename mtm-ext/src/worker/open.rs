@@ -92,19 +92,40 @@ pub fn leave_nothing() {
     note_durable(true);
 }
 
-/// Waits until nothing is open on this node any more, nor committed without being durable. The
-/// node must not be ONLINE, so that nothing new is promised.
-pub fn leave_nothing_anywhere() {
+/// Whether nothing is open on this node any more, nor committed without being durable; does what
+/// this process can for that, and wakes the others. The node must not be ONLINE, so that nothing
+/// new is promised.
+pub fn is_nothing_left() -> bool {
     leave_nothing();
-    loop {
-        let open = |(_, note): (&Gid, &shmem::Note)| (note.open != 0).then_some(note.worker);
-        let left: Vec<_> = shmem::node(|state| state.notes.iter().filter_map(open).collect());
-        if left.is_empty() {
-            return;
-        }
-        left.into_iter().for_each(proc::wake);
-        proc::wait(None, Some(2_000));
-        bgworker::handle_signals();
+    if let Some(newest) = seen_anywhere().into_iter().map(|(_, end)| end).max() {
+        flush(newest);
+    }
+    note_left();
+    let open = |(_, note): (&Gid, &shmem::Note)| (note.open != 0).then_some(note.worker);
+    let left: Vec<_> = shmem::node(|state| state.notes.iter().filter_map(open).collect());
+    left.iter().copied().for_each(proc::wake);
+    left.is_empty()
+}
+
+/// What processes of this node have committed and not noted as durable.
+fn seen_anywhere() -> Vec<(Gid, Lsn)> {
+    let seen = |(gid, note): (&Gid, &shmem::Note)| (note.seen != 0).then_some((*gid, Lsn(note.seen)));
+    shmem::node(|state| state.notes.iter().filter_map(seen).collect())
+}
+
+/// Notes as finished what other processes have committed and what is durable by now: they may be
+/// waiting for something else, as for a row or for another outcome.
+pub fn note_left() {
+    let durable = wal::flushed();
+    for (gid, _) in seen_anywhere().into_iter().filter(|(_, end)| *end <= durable) {
+        // Unless its own process has just done so.
+        machine::feed_if(Input::Finished(gid), |state| {
+            let seen = state.notes.get_mut(&gid).is_some_and(|note| note.seen != 0);
+            if seen {
+                state.notes.remove(&gid);
+            }
+            seen
+        });
     }
 }
 
@@ -143,8 +164,13 @@ fn end(gid: &Gid, commit: bool) {
             "This server restarts and applies it again."
         );
     }
-    machine::feed(Input::Visible(*gid));
-    SEEN.with_borrow_mut(|seen| seen.push_back((*gid, wal::last_commit(), proc::now())));
+    let end = wal::last_commit();
+    machine::feed_after(Input::Visible(*gid), |state| {
+        if let Some(note) = state.notes.get_mut(gid) {
+            note.seen = end.0;
+        }
+    });
+    SEEN.with_borrow_mut(|seen| seen.push_back((*gid, end, proc::now())));
 }
 
 /// It is rolled back: the promise is over, durably.
@@ -200,6 +226,7 @@ fn note_durable(now: bool) {
         seen.pop_front_if(|(_, end, _)| *end <= durable).map(|(gid, ..)| gid)
     };
     while let Some(gid) = SEEN.with_borrow_mut(next) {
+        // Somebody else may have done so: then this says nothing new.
         machine::feed_after(Input::Finished(gid), |state| {
             state.notes.remove(&gid);
         });

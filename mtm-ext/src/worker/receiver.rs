@@ -243,11 +243,14 @@ impl Receiver {
             refuse_ended(task.gid);
             task.discard();
         }
-        let mut replay = Replay::new(self.origin, self.position.confirmed());
-        let result = match self.connect(true) {
-            Ok(mut conn) => self.replay(&mut conn, &mut replay),
-            Err(error) => Err(error),
+        // Nobody else may wait for one that waits for its peer.
+        let mut conn = match self.connect(true) {
+            Ok(conn) => conn,
+            Err(error) => return Some(error),
         };
+        let wanted = || recovers_from(self.origin);
+        let mut replay = Replay::begin(self.origin, self.position.confirmed(), wanted)?;
+        let result = self.replay(&mut conn, &mut replay);
         replay.complete();
         self.position = Position::new(replay.done());
         drop(replay);

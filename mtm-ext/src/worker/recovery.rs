@@ -40,6 +40,8 @@ const AGAIN_US: u64 = 1_000_000;
 const FULL_US: u64 = 15_000_000;
 /// How often to look whether a name is free.
 const NAME_US: u64 = 10_000;
+/// How often to look whether a replay may begin, if nobody says so.
+const WAIT_US: u64 = 2_000;
 
 /// What the stream brings, in its order.
 enum Event {
@@ -84,18 +86,25 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Begins behind `from`, up to where this node has everything.
-    pub fn new(donor: NodeId, from: Lsn) -> Self {
+    /// Begins behind `from`, up to where this node has everything, once there is no other replay:
+    /// what that has begun is before this one in the order of commits, and the resolver makes way
+    /// for one at a time. `None` when that is not `wanted` any more.
+    pub fn begin(donor: NodeId, from: Lsn, wanted: impl Fn() -> bool) -> Option<Self> {
+        let header = shmem::header();
         // What is kept open is in nobody's way then, and can be dropped or committed here.
-        open::leave_nothing_anywhere();
+        while !open::is_nothing_left() || !header.replayer.take(me()) {
+            if !wanted() {
+                return None;
+            }
+            proc::wait(None, Some(WAIT_US));
+            bgworker::handle_signals();
+        }
         bgworker::set_config(c"synchronous_commit", c"off");
         bgworker::set_config(c"lock_timeout", c"0");
-        let header = shmem::header();
         header.replay_begun_us.store(proc::now().0, Ordering::Release);
         header.replay_begun_lsn.store(from.0, Ordering::Release);
-        header.replayer.store(proc::my_procno(), Ordering::Release);
         proc::wake(header.resolver.load(Ordering::Acquire));
-        Self {
+        Some(Self {
             donor,
             applier: Applier::new(),
             incoming: None,
@@ -108,7 +117,7 @@ impl Replay {
             complained: String::new(),
             full: None,
             in_the_way: None,
-        }
+        })
     }
 
     /// Whether more may be read from the stream.
@@ -618,6 +627,16 @@ impl Replay {
     }
 }
 
+/// The receiver that replays, if one does.
+pub fn replayer() -> Option<proc::ProcNo> {
+    shmem::header().replayer.get().and_then(|procno| i32::try_from(procno).ok())
+}
+
+/// This process, as [`replayer`] names it.
+fn me() -> u32 {
+    u32::try_from(proc::my_procno()).unwrap_or(u32::MAX)
+}
+
 /// One transaction with its rows and its name, committed but not durably. `done` runs at once
 /// after the commit.
 /// Those that do more than that are for the receiver.
@@ -649,15 +668,10 @@ fn apply_rows(applier: &mut Applier, gid: &Gid, task: &[u8]) -> Option<Work> {
 /// At the replaying process' end: what was begun in the machine's table must be done. It cannot be
 /// taken back, so the server starts again.
 pub fn at_exit() {
-    let me = proc::my_procno();
-    let header = shmem::header();
-    if header
-        .replayer
-        .compare_exchange(me, proc::NO_PROC, Ordering::AcqRel, Ordering::Acquire)
-        .is_err()
-    {
+    if !shmem::header().replayer.let_go(me()) {
         return;
     }
+    let me = proc::my_procno();
     let begun = shmem::node(|state| {
         let of_me = |(_, note): (&Gid, &shmem::Note)| note.worker == me && note.taken;
         state.notes.iter().any(of_me)
@@ -674,7 +688,8 @@ pub fn at_exit() {
 
 impl Drop for Replay {
     fn drop(&mut self) {
-        shmem::header().replayer.store(proc::NO_PROC, Ordering::Release);
+        shmem::header().replayer.let_go(me());
+        machine::wake_receivers();
         for (_, event) in self.events.drain(..) {
             if let Event::Commit(Commit { task: Some(task), .. }) = event {
                 task.discard();

@@ -1,7 +1,7 @@
 //! mtm-resolver: ends prepared transactions that no apply worker has, and makes way for what
 //! recovery replays.
 
-use super::{crew, finish};
+use super::{crew, finish, open, recovery};
 use crate::pg::shmem;
 use crate::pg::{bgworker, lockwait, pipe, proc, sqlrun, xact};
 use crate::{machine, users};
@@ -31,13 +31,13 @@ pub fn run() {
 }
 
 fn serve() {
-    let header = shmem::header();
     let mut waiting = BTreeMap::new();
     loop {
         bgworker::handle_signals();
         finish::orphans();
         make_way(&mut waiting);
-        let replays = header.replayer.load(Ordering::Acquire) != proc::NO_PROC;
+        open::note_left();
+        let replays = recovery::replayer().is_some();
         proc::wait(None, Some(if replays { LOOK_US } else { IDLE_US }));
     }
 }

@@ -7,6 +7,8 @@ use crate::server::DATABASE;
 use crate::session::Session;
 use crate::wait::until;
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::time::Duration;
 
 checks!("replay":
@@ -14,6 +16,8 @@ checks!("replay":
     a_worker_is_terminated,
     killed_in_the_middle,
     others_make_way,
+    another_donor_takes_over,
+    seen_commits_keep_nobody_waiting,
 );
 
 /// For whatever is waited for here.
@@ -232,4 +236,132 @@ fn others_make_way(a: &Arena) -> Result<()> {
     all_counted(a, "r_before", 100)?;
     ensure!(session.run("COMMIT").is_err(), "the session stood in the way and was not ended");
     a.expect("SELECT count(*) FROM r_way WHERE pad <> ''", &(CLIENTS * 10).to_string())
+}
+
+/// Stands still on node 3 while there is a file of this name in its data directory.
+const HOLDS: &str = "CREATE FUNCTION r_holds() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        WHILE (SELECT my_node_id FROM mtm.status()) = 3
+              AND (pg_stat_file('r_holds', true)).size IS NOT NULL
+        LOOP PERFORM pg_sleep(0.01); END LOOP;
+        RETURN NEW;
+    END $$";
+
+/// The process on the session's node that takes what a node sends.
+fn pipe_from(session: &Session, node: usize) -> Result<Pid> {
+    let pipe = format!(
+        "SELECT pid FROM pg_stat_activity WHERE query LIKE 'CALL mtm.dmq\\_receive({node},%'"
+    );
+    Ok(Pid::from_raw(session.one(&pipe)?.parse()?))
+}
+
+/// A transaction takes long, and another donor is chosen meanwhile. What the first one's replay has
+/// begun is brought to its end, and whoever stands in the next one's way is ended as before.
+fn another_donor_takes_over(a: &Arena) -> Result<()> {
+    a.run(
+        1,
+        "CREATE TABLE r_held(id int PRIMARY KEY); CREATE TABLE r_after(id int PRIMARY KEY);
+         CREATE TABLE r_last(id int PRIMARY KEY, n int); INSERT INTO r_last VALUES (1, 0);
+         CREATE TABLE r_much(id int PRIMARY KEY, pad text)",
+    )?;
+    a.run(1, HOLDS)?;
+    a.run(
+        1,
+        "CREATE TRIGGER holds BEFORE INSERT ON r_held FOR EACH ROW EXECUTE FUNCTION r_holds();
+         ALTER TABLE r_held ENABLE ALWAYS TRIGGER holds",
+    )?;
+    leave(a)?;
+    a.run(1, "INSERT INTO r_held VALUES (1)")?;
+    // More than may be under way at a time.
+    let session = a.on(1)?;
+    for id in 0..300 {
+        session.run(&format!("INSERT INTO r_after VALUES ({id})"))?;
+    }
+    // As long as it lacks so much it is not included by the others.
+    a.run(1, "INSERT INTO r_much SELECT g, repeat('m', 1000) FROM generate_series(1, 5000) g")?;
+    a.run(1, "UPDATE r_last SET n = 1")?;
+    let held = a.cluster.node(3)?.data.join("r_holds");
+    std::fs::write(&held, "")?;
+    a.cluster.node(3)?.start()?;
+    let lock = admin(a)?;
+    lock.run("BEGIN; LOCK TABLE r_last IN SHARE ROW EXCLUSIVE MODE")?;
+    let session = admin(a)?;
+    until("node 3 is in the middle of a transaction", WITHIN, || {
+        let held = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+        Ok((session.one(held)? == "1").then_some(()))
+    })?;
+    let donor: usize = session.one("SELECT from_node FROM mtm.recovery_progress()")?.parse()?;
+    let other = 3 - donor;
+    let on = |id| a.cluster.node(id)?.connect_as(DATABASE, "mtm_admin").map_err(anyhow::Error::from);
+    let (donor_s, other_s) = (on(donor)?, on(other)?);
+    // Neither hears the other from here on, and so another donor is chosen.
+    let receivers = [pipe_from(&session, donor)?, pipe_from(&donor_s, 3)?];
+    receivers.iter().try_for_each(|pid| kill(*pid, Signal::SIGSTOP))?;
+    let asks = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE
+                'START_REPLICATION SLOT \"mtm_slot_3\"%recovery%'";
+    let taken_over = until("another donor is asked", WITHIN, || {
+        let n = other_s.one(asks)?;
+        ensure!(n == "1", "{n} ask node {other} instead of node {donor}");
+        Ok(Some(()))
+    });
+    receivers.iter().try_for_each(|pid| kill(*pid, Signal::SIGCONT))?;
+    std::fs::remove_file(&held)?;
+    taken_over?;
+    is_online(a)?;
+    ensure!(lock.run("COMMIT").is_err(), "the session stood in the way and was not ended");
+    until("all nodes write", WITHIN, || a.can_write().map(Some))?;
+    a.expect("SELECT count(*), (SELECT n FROM r_last) FROM r_after", "300,1")
+}
+
+/// What a worker has committed, and what is not known to be durable, keeps nobody waiting while it
+/// waits for the outcome of another transaction.
+fn seen_commits_keep_nobody_waiting(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE r_locked(id int PRIMARY KEY, pad text)")?;
+    a.run(1, "CREATE TABLE r_free(id int PRIMARY KEY)")?;
+    let lock = a.cluster.node(2)?.connect_as(DATABASE, "mtm_admin")?;
+    lock.run("BEGIN; LOCK TABLE r_locked IN SHARE MODE")?;
+    let node_3 = admin(a)?;
+    let prepared = |n: &str| {
+        until("node 3 has prepared them", WITHIN, || {
+            let count = node_3.one("SELECT count(*) FROM pg_prepared_xacts")?;
+            ensure!(count == n, "{count} are prepared");
+            Ok(Some(()))
+        })
+    };
+    // Too large to be kept open.
+    let large = |id: u32| format!("INSERT INTO r_locked VALUES ({id}, repeat('x', 20000))");
+    let (first, second) = (a.on(1)?.patience(WITHIN), a.on(1)?.patience(WITHIN));
+    std::thread::scope(|scope| -> Result<()> {
+        // With it there is work outstanding, and the receiver leaves what follows to workers.
+        scope.spawn(|| first.run(&large(0)));
+        prepared("1")?;
+        let many: String =
+            (0..20).map(|id| format!("BEGIN; INSERT INTO r_free VALUES ({id}); COMMIT;")).collect();
+        let sql = format!("{many} {}", large(1));
+        scope.spawn(move || second.run(&sql));
+        prepared("2")?;
+        // Nothing passes between node 3 and the others any more, and what was on its way is lost.
+        let mut pipes = vec![pipe_from(&node_3, 1)?, pipe_from(&node_3, 2)?];
+        for id in [1, 2] {
+            pipes.push(pipe_from(&a.cluster.node(id)?.connect_as(DATABASE, "mtm_admin")?, 3)?);
+        }
+        let all = |signal| pipes.iter().try_for_each(|pid| kill(*pid, signal));
+        all(Signal::SIGSTOP)?;
+        // The others abort both and forget them, so that nobody can tell.
+        let forgotten = until("the others go on and forget both", WITHIN, || {
+            a.run(1, "INSERT INTO r_free VALUES (100) ON CONFLICT DO NOTHING")?;
+            let used = |id| a.ask(id, "SELECT used FROM mtm.transaction_table()");
+            let left = (used(1)?, used(2)?);
+            ensure!(left.0 == "0" && left.1 == "0", "{left:?} are left");
+            Ok(Some(()))
+        });
+        all(Signal::SIGTERM)?;
+        all(Signal::SIGCONT)?;
+        forgotten?;
+        lock.run("ROLLBACK")?;
+        is_online(a)
+    })?;
+    until("all nodes write", WITHIN, || a.can_write().map(Some))?;
+    a.expect("SELECT count(*) FROM r_free", "21")?;
+    compare::everything(a)
 }

@@ -122,7 +122,7 @@ pub fn init() {
     );
     GucRegistry::define_int_guc(
         c"multimaster.connect_timeout",
-        c"Limit for connecting to a peer; 0 is none, 1 counts as 2.",
+        c"Limit for connecting to a peer; 0 is 2 to 10 s, depending on what for, 1 counts as 2.",
         c"",
         &CONNECT_TIMEOUT,
         0,

@@ -1,6 +1,7 @@
 //! Connections to other nodes through libpq: conninfo, TLS, .pgpass and pg_hba.conf all apply.
 //!
-//! Every wait is a latch wait, so that a worker can be told to stop at any time.
+//! Every wait is a latch wait, so that a worker can be told to stop at any time. Who must not wait
+//! at all opens its connections with [`super::opening::Opening`].
 
 use super::proc::{self, Interest};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -47,6 +48,30 @@ pub enum CopyIn {
 pub struct Conn {
     raw: *mut pq::PGconn,
     id: u64,
+    /// How long an answer may take; `None` is for ever.
+    patience_us: Option<u64>,
+}
+
+/// What libpq waits for while it connects.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Step {
+    /// To read.
+    Read,
+    /// To write.
+    Write,
+    /// For nothing: the connection is there.
+    Done,
+}
+
+/// What there is of an answer.
+pub(super) enum Answer {
+    /// The next part of it, or its end.
+    Part(Option<PgResult>),
+    /// Nothing yet.
+    Waits {
+        /// The question has left entirely.
+        sent: bool,
+    },
 }
 
 /// Connections made by this process.
@@ -64,6 +89,11 @@ fn c(text: &str) -> Result<CString, ConnError> {
         .map_err(|_| ConnError::Connection("a connection string contains a zero byte".to_owned()))
 }
 
+/// There is no connection when there should be one at the latest.
+pub(super) fn timed_out() -> ConnError {
+    ConnError::Connection("connection timed out".to_owned())
+}
+
 impl Conn {
     /// Connects. `extra` overrides the keywords of `conninfo`. `timeout_s` 0 is no limit.
     ///
@@ -74,6 +104,14 @@ impl Conn {
         extra: &[(&str, &str)],
         timeout_s: i32,
     ) -> Result<Self, ConnError> {
+        let mut conn = Self::start(conninfo, extra)?;
+        conn.finish_connecting(timeout_s)?;
+        Ok(conn)
+    }
+
+    /// Begins to connect. The socket is to be waited for as [`Step::Write`] says, then
+    /// [`Self::step`] goes on.
+    pub(super) fn start(conninfo: &str, extra: &[(&str, &str)]) -> Result<Self, ConnError> {
         let mut keys = vec![c("dbname")?];
         let mut values = vec![c(conninfo)?];
         for (key, value) in extra {
@@ -92,9 +130,27 @@ impl Conn {
         if raw.is_null() {
             return Err(ConnError::Connection("out of memory".to_owned()));
         }
-        let mut conn = Self { raw, id: MADE.fetch_add(1, Ordering::Relaxed) };
-        conn.finish_connecting(timeout_s)?;
+        let conn = Self { raw, id: MADE.fetch_add(1, Ordering::Relaxed), patience_us: None };
+        // SAFETY: `raw` is a connection being made.
+        if unsafe { pq::PQstatus(raw) } == pq::ConnStatusType::CONNECTION_BAD {
+            return Err(conn.error());
+        }
         Ok(conn)
+    }
+
+    /// Goes on connecting. Only when the socket is ready: libpq takes one that is still on its way
+    /// for connected.
+    pub(super) fn step(&mut self) -> Result<Step, ConnError> {
+        // SAFETY: a connection being made.
+        match unsafe { pq::PQconnectPoll(self.raw) } {
+            pq::PostgresPollingStatusType::PGRES_POLLING_READING => Ok(Step::Read),
+            pq::PostgresPollingStatusType::PGRES_POLLING_WRITING => Ok(Step::Write),
+            pq::PostgresPollingStatusType::PGRES_POLLING_OK => {
+                self.set_nonblocking()?;
+                Ok(Step::Done)
+            }
+            _ => Err(self.error()),
+        }
     }
 
     fn finish_connecting(&mut self, timeout_s: i32) -> Result<(), ConnError> {
@@ -105,26 +161,20 @@ impl Conn {
         let start = proc::now();
         let mut write = true;
         loop {
-            // SAFETY: `raw` is a connection being made.
-            if unsafe { pq::PQstatus(self.raw) } == pq::ConnStatusType::CONNECTION_BAD {
-                return Err(self.error());
-            }
             let interest = Interest { fd: self.fd(), read: !write, write };
             let left = limit_us.map(|us| us.saturating_sub(proc::now().since(start)));
             if left == Some(0) {
-                return Err(ConnError::Connection("connection timed out".to_owned()));
+                return Err(timed_out());
             }
             let woken = proc::wait(Some(interest), left);
             proc::check_interrupts();
             if !woken.socket {
                 continue;
             }
-            // SAFETY: as above.
-            match unsafe { pq::PQconnectPoll(self.raw) } {
-                pq::PostgresPollingStatusType::PGRES_POLLING_READING => write = false,
-                pq::PostgresPollingStatusType::PGRES_POLLING_WRITING => write = true,
-                pq::PostgresPollingStatusType::PGRES_POLLING_OK => return self.set_nonblocking(),
-                _ => return Err(self.error()),
+            match self.step()? {
+                Step::Read => write = false,
+                Step::Write => write = true,
+                Step::Done => return Ok(()),
             }
         }
     }
@@ -137,6 +187,17 @@ impl Conn {
     /// Names this connection among all that this process makes.
     pub const fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Takes another name: what was found out about the socket holds no more.
+    pub(super) fn rename(&mut self) {
+        self.id = MADE.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Lets an answer take so long and no longer; `None` is for ever. A connection on which one
+    /// did not come in time is of no use any more.
+    pub const fn limit_waits(&mut self, us: Option<u64>) {
+        self.patience_us = us;
     }
 
     /// The socket.
@@ -173,20 +234,44 @@ impl Conn {
         if unsafe { pq::PQconsumeInput(self.raw) } == 1 { Ok(()) } else { Err(self.error()) }
     }
 
-    fn next_result(&mut self) -> Result<Option<PgResult>, ConnError> {
-        loop {
-            let sent = self.flush()?;
-            // SAFETY: an open connection.
-            if unsafe { pq::PQisBusy(self.raw) } == 0 {
-                break;
-            }
-            proc::wait(Some(Interest { fd: self.fd(), read: true, write: !sent }), None);
-            proc::check_interrupts();
-            self.consume()?;
+    /// What there is of the answer to what was sent; [`Self::consume`] takes in more.
+    pub(super) fn answer(&mut self) -> Result<Answer, ConnError> {
+        let sent = self.flush()?;
+        // SAFETY: an open connection.
+        if unsafe { pq::PQisBusy(self.raw) } != 0 {
+            return Ok(Answer::Waits { sent });
         }
         // SAFETY: not busy, so this does not block.
         let raw = unsafe { pq::PQgetResult(self.raw) };
-        Ok((!raw.is_null()).then_some(PgResult { raw }))
+        Ok(Answer::Part((!raw.is_null()).then_some(PgResult { raw })))
+    }
+
+    fn next_result(&mut self) -> Result<Option<PgResult>, ConnError> {
+        let start = proc::now();
+        loop {
+            let sent = match self.answer()? {
+                Answer::Part(result) => return Ok(result),
+                Answer::Waits { sent } => sent,
+            };
+            let left = self.patience_us.map(|us| us.saturating_sub(proc::now().since(start)));
+            if let (Some(0), Some(us)) = (left, self.patience_us) {
+                let why = format!("no answer within {} s", us / 1_000_000);
+                return Err(ConnError::Connection(why));
+            }
+            proc::wait(Some(Interest { fd: self.fd(), read: true, write: !sent }), left);
+            proc::check_interrupts();
+            self.consume()?;
+        }
+    }
+
+    /// Sends a statement without parameters, as far as the socket takes it.
+    pub(super) fn send(&mut self, sql: &str) -> Result<(), ConnError> {
+        let sql = c(sql)?;
+        // SAFETY: an open connection; libpq copies the text.
+        if unsafe { pq::PQsendQuery(self.raw, sql.as_ptr()) } == 0 {
+            return Err(self.error());
+        }
+        Ok(())
     }
 
     /// Stops whatever an interrupted [`Self::query`] left running, so that the next one may begin.
@@ -239,10 +324,12 @@ impl Conn {
         let mut rows = Vec::new();
         let mut failure = None;
         while let Some(result) = self.next_result()? {
-            match result.status() {
-                pq::ExecStatusType::PGRES_TUPLES_OK => rows = result.rows(),
-                pq::ExecStatusType::PGRES_COMMAND_OK | pq::ExecStatusType::PGRES_EMPTY_QUERY => {}
-                _ => failure = failure.or_else(|| Some(result.error())),
+            match result.is_good() {
+                Ok(()) if result.status() == pq::ExecStatusType::PGRES_TUPLES_OK => {
+                    rows = result.rows();
+                }
+                Ok(()) => {}
+                Err(error) => failure = failure.or(Some(error)),
             }
         }
         failure.map_or(Ok(rows), Err)
@@ -253,18 +340,8 @@ impl Conn {
     /// # Errors
     /// When the connection breaks or the server refuses.
     pub fn start_copy(&mut self, sql: &str) -> Result<(), ConnError> {
-        let sql = c(sql)?;
-        // SAFETY: as in `query`.
-        if unsafe { pq::PQsendQuery(self.raw, sql.as_ptr()) } == 0 {
-            return Err(self.error());
-        }
-        let unexpected = || ConnError::Connection("the server did not begin a COPY".to_owned());
-        let result = self.next_result()?.ok_or_else(unexpected)?;
-        match result.status() {
-            pq::ExecStatusType::PGRES_COPY_BOTH | pq::ExecStatusType::PGRES_COPY_IN => Ok(()),
-            pq::ExecStatusType::PGRES_FATAL_ERROR => Err(result.error()),
-            _ => Err(unexpected()),
-        }
+        self.send(sql)?;
+        begins_copy(self.next_result()?)
     }
 
     /// Takes the next message of a COPY, if it has arrived.
@@ -326,7 +403,19 @@ impl Conn {
     }
 }
 
-struct PgResult {
+/// Whether an answer is the beginning of a COPY.
+pub(super) fn begins_copy(result: Option<PgResult>) -> Result<(), ConnError> {
+    let unexpected = || ConnError::Connection("the server did not begin a COPY".to_owned());
+    let result = result.ok_or_else(unexpected)?;
+    match result.status() {
+        pq::ExecStatusType::PGRES_COPY_BOTH | pq::ExecStatusType::PGRES_COPY_IN => Ok(()),
+        pq::ExecStatusType::PGRES_FATAL_ERROR => Err(result.error()),
+        _ => Err(unexpected()),
+    }
+}
+
+/// Part of an answer.
+pub(super) struct PgResult {
     raw: *mut pq::PGresult,
 }
 
@@ -341,6 +430,16 @@ impl PgResult {
     fn status(&self) -> pq::ExecStatusType {
         // SAFETY: `raw` lives as long as `self`.
         unsafe { pq::PQresultStatus(self.raw) }
+    }
+
+    /// Whether the statement was carried out.
+    pub(super) fn is_good(&self) -> Result<(), ConnError> {
+        match self.status() {
+            pq::ExecStatusType::PGRES_TUPLES_OK
+            | pq::ExecStatusType::PGRES_COMMAND_OK
+            | pq::ExecStatusType::PGRES_EMPTY_QUERY => Ok(()),
+            _ => Err(self.error()),
+        }
     }
 
     fn field(&self, code: u8) -> String {

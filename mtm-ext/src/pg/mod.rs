@@ -13,6 +13,7 @@ pub mod conn;
 pub mod ddl;
 pub mod lockwait;
 pub mod message;
+pub mod opening;
 pub mod pgflags;
 pub mod pipe;
 pub mod plugin;

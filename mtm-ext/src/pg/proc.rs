@@ -98,6 +98,15 @@ pub fn wait(interest: Option<Interest>, timeout_us: Option<u64>) -> Woken {
     Woken { latch, socket }
 }
 
+/// Whether a socket is ready for what is to be waited for, or is broken.
+pub fn is_ready(interest: Interest) -> bool {
+    let read = if interest.read { libc::POLLIN } else { 0 };
+    let write = if interest.write { libc::POLLOUT } else { 0 };
+    let mut socket = libc::pollfd { fd: interest.fd, events: read | write, revents: 0 };
+    // SAFETY: one element is given, and written to; it does not wait.
+    unsafe { libc::poll(&raw mut socket, 1, 0) > 0 }
+}
+
 /// Waits for this process' latch or `timeout_us`; `false` if the postmaster is dead. For a
 /// transaction that is committed but not yet out of COMMIT: ending the process there would try to
 /// abort it, which PostgreSQL answers with a PANIC, and the client would take it for a failure.

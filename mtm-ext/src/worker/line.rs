@@ -10,6 +10,7 @@
 use super::wire::{Incoming, Outgoing};
 use super::{finish, inbox, sender};
 use crate::pg::conn::{Conn, ConnError, CopyIn};
+use crate::pg::opening::{Opening, Progress};
 use crate::pg::waitset::{WaitSet, Watch};
 use crate::pg::{bgworker, pipe, proc, shmem, walwake};
 use crate::{cluster, guc, machine};
@@ -21,8 +22,8 @@ use mtm_node::{Effect, Input, PeerMessage};
 
 /// Pause between attempts to connect.
 const RETRY_US: u64 = 1_000_000;
-/// How long an attempt may keep the stream waiting, in seconds.
-const CONNECT_S: i32 = 1;
+/// How long an attempt may take, in seconds.
+const CONNECT_S: u32 = 1;
 
 /// The receiver's end.
 struct Line {
@@ -35,8 +36,17 @@ struct Line {
     heard: Instant,
 }
 
+/// What there is of the receiver's end.
+#[derive(Default)]
+enum State {
+    #[default]
+    Down,
+    Opening(Opening),
+    Open(Line),
+}
+
 thread_local! {
-    static LINE: RefCell<Option<Line>> = const { RefCell::new(None) };
+    static LINE: RefCell<State> = const { RefCell::new(State::Down) };
     static NOT_BEFORE: core::cell::Cell<Instant> = const { core::cell::Cell::new(Instant(0)) };
 }
 
@@ -54,42 +64,65 @@ fn sign() -> Vec<u8> {
 
 /// Ends the line.
 pub fn close() {
-    LINE.set(None);
+    LINE.set(State::Down);
 }
 
-/// The line to `node`, if its stream is to have one and has none.
+/// Opens the line to `node`, if its stream is to have one and has none; waits for nothing.
 pub fn open(node: NodeId) {
     if !guc::RECEIVER_LINES.get() {
         return close();
     }
-    let now = proc::now();
-    if LINE.with_borrow(Option::is_some) || now < NOT_BEFORE.get() {
-        return;
+    let next = match LINE.take() {
+        State::Open(line) => Ok(State::Open(line)),
+        State::Opening(opening) => opening.poll().map(|progress| begun(node, progress)),
+        State::Down if proc::now() < NOT_BEFORE.get() => Ok(State::Down),
+        State::Down => sender::open_pipe(node, CONNECT_S, "mtm.line_serve").map(State::Opening),
+    };
+    match next {
+        Ok(state) => LINE.set(state),
+        Err(error) => {
+            NOT_BEFORE.set(proc::now().plus_us(RETRY_US));
+            pgrx::debug1!("multimaster: no line to node {node}: {error}");
+        }
     }
-    NOT_BEFORE.set(now.plus_us(RETRY_US));
-    match sender::connect_pipe(node, CONNECT_S, "mtm.line_serve") {
-        Ok(conn) => LINE.set(Some(Line {
-            node,
-            conn,
-            outgoing: Outgoing::default(),
-            incoming: Incoming::default(),
-            unsent: false,
-            next_sign: now,
-            heard: proc::now(),
-        })),
-        Err(error) => pgrx::debug1!("multimaster: no line to node {node}: {error}"),
+}
+
+fn begun(node: NodeId, progress: Progress) -> State {
+    let now = proc::now();
+    match progress {
+        Progress::Waits(opening) => State::Opening(opening),
+        Progress::Open(conn) => {
+            NOT_BEFORE.set(now.plus_us(RETRY_US));
+            State::Open(Line {
+                node,
+                conn,
+                outgoing: Outgoing::default(),
+                incoming: Incoming::default(),
+                unsent: false,
+                next_sign: now,
+                heard: now,
+            })
+        }
     }
 }
 
 /// What to wait for on the line.
 pub fn watch() -> Option<Watch> {
-    LINE.with_borrow(|line| line.as_ref().map(|line| Watch::new(&line.conn, true, line.unsent)))
+    LINE.with_borrow(|line| match line {
+        State::Down => None,
+        State::Opening(opening) => Some(opening.watch()),
+        State::Open(line) => Some(Watch::new(&line.conn, true, line.unsent)),
+    })
 }
 
-/// Microseconds after which [`turn`] has something to do at the latest.
+/// Microseconds after which [`open`] or [`turn`] has something to do at the latest.
 pub fn patience_us() -> u64 {
     let now = proc::now();
-    LINE.with_borrow(|line| line.as_ref().map_or(RETRY_US, |line| line.next_sign.since(now)))
+    LINE.with_borrow(|line| match line {
+        State::Down => RETRY_US,
+        State::Opening(opening) => opening.deadline().since(now),
+        State::Open(line) => line.next_sign.since(now),
+    })
 }
 
 /// Puts a message for `node` on the line to it, if this process has one.
@@ -107,7 +140,10 @@ pub fn put(node: NodeId, message: &[u8]) -> bool {
 
 /// Runs `body` with the line; one that breaks is no more.
 fn with_line<R>(body: impl FnOnce(&mut Line) -> Result<R, ConnError>) -> Option<R> {
-    let result = LINE.with_borrow_mut(|line| line.as_mut().map(body));
+    let result = LINE.with_borrow_mut(|line| match line {
+        State::Open(line) => Some(body(line)),
+        State::Down | State::Opening(_) => None,
+    });
     match result? {
         Ok(result) => Some(result),
         Err(error) => {

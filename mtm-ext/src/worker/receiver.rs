@@ -28,6 +28,8 @@ use std::io;
 const RETRY_US: u64 = 300_000;
 /// The same where nothing can be hoped for.
 const LOST_US: u64 = 10_000_000;
+/// How long a peer may take to answer when nothing is set, in seconds.
+const CONNECT_S: i32 = 10;
 const FEEDBACK_US: u64 = 1_000_000;
 /// How often what is held is delivered again, at least.
 const HELD_US: u64 = 10_000;
@@ -157,6 +159,7 @@ fn is_slot_lost(origin: NodeId) -> bool {
     let ask = || -> Result<bool, ConnError> {
         let extra = [("application_name", cluster::ADMIN), ("options", "-c statement_timeout=5s")];
         let mut conn = Conn::connect(&shmem::conninfo(origin), &extra, 5)?;
+        conn.limit_waits(Some(10_000_000)); // the network may swallow what the server says
         let usable = "SELECT 1 FROM pg_catalog.pg_replication_slots \
             WHERE slot_name = $1::text AND wal_status IS DISTINCT FROM 'lost'";
         Ok(conn.query(usable, &[&format!("mtm_slot_{me}")])?.is_empty())
@@ -316,7 +319,12 @@ impl Receiver {
     fn connect(&self, recovery: bool) -> Result<Conn, ConnError> {
         let extra = [("replication", "database"), ("application_name", "mtm_receiver")];
         let conninfo = shmem::conninfo(self.origin);
-        let mut conn = Conn::connect(&conninfo, &extra, guc::CONNECT_TIMEOUT.get())?;
+        let limit_s = match guc::CONNECT_TIMEOUT.get() {
+            0 => CONNECT_S,
+            s => s.max(2),
+        };
+        let mut conn = Conn::connect(&conninfo, &extra, limit_s)?;
+        conn.limit_waits(Some(u64::from(limit_s.unsigned_abs()) * 1_000_000));
         let me = shmem::header().me().map_or(0, NodeId::get);
         let slot = conn.identifier(&format!("mtm_slot_{me}"))?;
         let mode = if recovery { "recovery" } else { "normal" };

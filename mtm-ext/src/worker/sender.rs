@@ -1,10 +1,14 @@
 //! mtm-dmq-sender: one connection to each peer, all outgoing messages.
+//!
+//! It waits for all peers at once, also while it connects: what one of them, or the network to it,
+//! swallows must not keep the others from hearing this node.
 
 use super::inbox;
 use super::wire::{Incoming, Outgoing};
 use crate::guc;
 use crate::pg::bgworker;
 use crate::pg::conn::{Conn, ConnError, CopyIn};
+use crate::pg::opening::{Opening, Progress};
 use crate::pg::proc;
 use crate::pg::waitset::{WaitSet, Watch};
 use crate::pg::{shmem, wal};
@@ -15,15 +19,32 @@ use std::collections::BTreeMap;
 
 /// Pause between attempts to connect.
 const RETRY_US: u64 = 200_000;
+/// How long an attempt may take when nothing is set, in seconds.
+const CONNECT_S: u32 = 2;
 /// Bytes taken from one ring before the others are looked at.
 const BATCH_BYTES: usize = 32 * 1024;
 
+/// What there is of a connection.
+enum State {
+    Down {
+        /// When the next attempt begins.
+        until: Instant,
+    },
+    Opening(Opening),
+    Up(Conn),
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::Down { until: Instant(0) }
+    }
+}
+
 #[derive(Default)]
 struct Link {
-    conn: Option<Conn>,
+    state: State,
     outgoing: Outgoing,
     incoming: Incoming,
-    not_before: Instant,
     next_heartbeat: Instant,
     unsent: bool,
     complained: bool,
@@ -50,80 +71,78 @@ pub fn run() {
 }
 
 fn serve(node: NodeId, link: &mut Link, set: &WaitSet) {
-    if link.conn.is_none() {
-        reconnect(node, link);
+    if let Err(error) = connect(node, link) {
+        pause(link);
+        if !core::mem::replace(&mut link.complained, true) {
+            pgrx::log!("multimaster: could not connect to node {node}: {error}");
+        }
     }
     if let Err(error) = pump(node, link, set) {
         pgrx::log!("multimaster: lost the connection to node {node}: {error}");
-        down(node, link);
+        pause(link);
+        shmem::peer(node).link_up.store(0, Ordering::Release);
+        proc::wake(shmem::header().campaigner.load(Ordering::Acquire));
     }
 }
 
-fn down(node: NodeId, link: &mut Link) {
-    link.conn = None;
-    link.not_before = proc::now().plus_us(RETRY_US);
-    let peer = shmem::peer(node);
-    peer.link_up.store(0, Ordering::Release);
-    proc::wake(shmem::header().campaigner.load(Ordering::Acquire));
+/// Ends what there is of a connection, until the next attempt.
+fn pause(link: &mut Link) {
+    link.state = State::Down { until: proc::now().plus_us(RETRY_US) };
 }
 
-fn reconnect(node: NodeId, link: &mut Link) {
-    if proc::now() < link.not_before {
-        return;
+/// Does what can be done for a connection at this moment.
+fn connect(node: NodeId, link: &mut Link) -> Result<(), ConnError> {
+    if let State::Down { until } = link.state
+        && until <= proc::now()
+    {
+        let timeout_s = match guc::CONNECT_TIMEOUT.get() {
+            0 => CONNECT_S,
+            s => s.max(2).unsigned_abs(),
+        };
+        link.state = State::Opening(open_pipe(node, timeout_s, "mtm.dmq_receive")?);
     }
-    match connect(node) {
-        Ok(conn) => {
-            // What is in the ring was meant for the broken link.
-            let _ = shmem::produce(node, |ring| ring.discard());
-            link.conn = Some(conn);
-            link.outgoing = Outgoing::default();
-            link.incoming = Incoming::default();
-            link.next_heartbeat = Instant(0);
-            link.complained = false;
-            shmem::peer(node).link_up.store(1, Ordering::Release);
-            pgrx::debug1!("multimaster: connected to node {node}");
-        }
-        Err(error) => {
-            link.not_before = proc::now().plus_us(RETRY_US);
-            if !core::mem::replace(&mut link.complained, true) {
-                pgrx::log!("multimaster: could not connect to node {node}: {error}");
+    link.state = match core::mem::take(&mut link.state) {
+        State::Opening(opening) => match opening.poll()? {
+            Progress::Waits(opening) => State::Opening(opening),
+            Progress::Open(conn) => {
+                is_up(node, link);
+                State::Up(conn)
             }
-        }
-    }
-}
-
-fn connect(node: NodeId) -> Result<Conn, ConnError> {
-    let timeout = match guc::CONNECT_TIMEOUT.get() {
-        // One peer that does not answer must not keep messages from the others.
-        0 => 2,
-        s => s,
+        },
+        other => other,
     };
-    connect_pipe(node, timeout, "mtm.dmq_receive")
+    Ok(())
 }
 
-/// Connects to `node` and turns the backend there into a message pipe that `procedure` serves.
+fn is_up(node: NodeId, link: &mut Link) {
+    // What is in the ring was meant for the broken link.
+    let _ = shmem::produce(node, |ring| ring.discard());
+    *link = Link::default();
+    shmem::peer(node).link_up.store(1, Ordering::Release);
+    pgrx::debug1!("multimaster: connected to node {node}");
+}
+
+/// Begins to connect to `node`, where the backend is to become a message pipe that `procedure`
+/// serves.
 ///
 /// # Errors
-/// When there is no connection within `timeout_s` seconds, or the other node refuses.
-pub fn connect_pipe(node: NodeId, timeout_s: i32, procedure: &str) -> Result<Conn, ConnError> {
+/// When it is known at once that there will be no connection.
+pub fn open_pipe(node: NodeId, timeout_s: u32, procedure: &str) -> Result<Opening, ConnError> {
     let header = shmem::header();
     let name = [("application_name", "mtm_dmq"), ("fallback_application_name", "mtm_dmq")];
-    let mut conn = Conn::connect(&shmem::conninfo(node), &name, timeout_s)?;
-    conn.query(
-        "SELECT pg_catalog.set_config(name, '0', false) FROM (VALUES ('statement_timeout'), \
-         ('lock_timeout'), ('idle_in_transaction_session_timeout'), ('idle_session_timeout')) \
-         AS t(name)",
-        &[],
-    )?;
+    let no_timeouts = "SELECT pg_catalog.set_config(name, '0', false) FROM (VALUES \
+         ('statement_timeout'), ('lock_timeout'), ('idle_in_transaction_session_timeout'), \
+         ('idle_session_timeout')) AS t(name)";
     let me = header.me().map_or(0, NodeId::get);
     let cluster = header.cluster_id.load(Ordering::Relaxed);
-    conn.start_copy(&format!("CALL {procedure}({me}, '{cluster}')"))?;
-    Ok(conn)
+    let call = format!("CALL {procedure}({me}, '{cluster}')");
+    let deadline = proc::now().plus_us(u64::from(timeout_s) * 1_000_000);
+    Opening::start(&shmem::conninfo(node), &name, deadline, no_timeouts, &call)
 }
 
 /// Reads the peer's answers and moves messages from the ring to the connection.
 fn pump(node: NodeId, link: &mut Link, set: &WaitSet) -> Result<(), ConnError> {
-    let Some(conn) = &mut link.conn else { return Ok(()) };
+    let State::Up(conn) = &mut link.state else { return Ok(()) };
     let reads = set.may_read(conn);
     if reads {
         conn.consume()?;
@@ -168,20 +187,23 @@ fn pump(node: NodeId, link: &mut Link, set: &WaitSet) -> Result<(), ConnError> {
 /// Waits for work: messages to be sent, answers, the next heartbeat.
 fn wait(set: &mut WaitSet, links: &BTreeMap<NodeId, Link>) {
     let ready = |(node, link): (&NodeId, &Link)| {
-        link.conn.is_some() && !link.unsent && !shmem::ring(*node).is_empty()
+        matches!(link.state, State::Up(_)) && !link.unsent && !shmem::ring(*node).is_empty()
     };
     if links.iter().any(ready) {
         return set.pass();
     }
     let now = proc::now();
-    let due = |link: &Link| match &link.conn {
-        Some(_) => link.next_heartbeat.since(now),
-        None => link.not_before.since(now),
+    let due = |link: &Link| match &link.state {
+        State::Down { until } => until.since(now),
+        State::Opening(opening) => opening.deadline().since(now),
+        State::Up(_) => link.next_heartbeat.since(now),
     };
     let timeout = links.values().map(due).min().unwrap_or(RETRY_US).max(1000);
-    let watches: Vec<Watch> = links
-        .values()
-        .filter_map(|link| link.conn.as_ref().map(|conn| Watch::new(conn, true, link.unsent)))
-        .collect();
+    let watch = |link: &Link| match &link.state {
+        State::Down { .. } => None,
+        State::Opening(opening) => Some(opening.watch()),
+        State::Up(conn) => Some(Watch::new(conn, true, link.unsent)),
+    };
+    let watches: Vec<Watch> = links.values().filter_map(watch).collect();
     set.wait(&watches, Some(timeout));
 }

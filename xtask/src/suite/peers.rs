@@ -5,10 +5,11 @@ use super::arena::Arena;
 use super::checks;
 use super::load::{Plan, Witness, under_load};
 use crate::server::DATABASE;
-use crate::session::SqlError;
+use crate::session::{Session, SqlError};
 use crate::wait::until;
 use anyhow::{Context, Result, bail, ensure};
-use std::time::Duration;
+use nix::sys::signal::Signal;
+use std::time::{Duration, Instant};
 
 checks!("peers":
     status_and_nodes,
@@ -22,6 +23,8 @@ checks!("peers":
     all_restarted,
     origin_killed_while_committing,
     backend_terminated_while_committing,
+    one_takes_connections_and_does_not_answer,
+    one_lets_in_and_does_not_answer,
 );
 
 /// Whoever can go on does so within this time on a busy machine, too.
@@ -30,6 +33,11 @@ const GO_ON_WITHIN: Duration = Duration::from_secs(30);
 const BACK_WITHIN: Duration = Duration::from_secs(60);
 /// No statement is without any answer for so long.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+/// How long a peer that does not answer is given to keep the others waiting ...
+const SILENCE: Duration = Duration::from_secs(8);
+/// ... and how long they may be without a write, on a busy machine, too: less than the time after
+/// which a peer counts as gone.
+const HICCUP: Duration = Duration::from_millis(1500);
 
 fn status_and_nodes(a: &Arena) -> Result<()> {
     let count = a.ids().len().to_string();
@@ -282,4 +290,85 @@ fn backend_terminated_while_committing(a: &Arena) -> Result<()> {
     }
     works_again(a, "n_term")?;
     witness.check(a, "n_term")
+}
+
+/// A network that swallows everything looks like this: the kernel takes connections to node 3, and
+/// nobody answers on them.
+fn one_takes_connections_and_does_not_answer(a: &Arena) -> Result<()> {
+    let node = a.cluster.node(3)?;
+    two_go_on(a, "n_deaf", |admin| {
+        let postmaster = node.postmaster().context("node 3 has no postmaster")?;
+        send(postmaster, Signal::SIGSTOP)?;
+        hang_up(admin, &["mtm_dmq", "mtm_receiver"])
+    })
+}
+
+/// Connections to node 3 are made, and no statement on them is answered.
+fn one_lets_in_and_does_not_answer(a: &Arena) -> Result<()> {
+    two_go_on(a, "n_dumb", |admin| {
+        // A new backend knows no function yet and looks for it here.
+        admin.run("BEGIN; LOCK TABLE pg_catalog.pg_proc IN ACCESS EXCLUSIVE MODE")?;
+        hang_up(admin, &["mtm_dmq"])
+    })
+}
+
+/// Node 3 is silent, and new connections to it get nowhere: the others leave it out and go on, and
+/// their attempts to reach it do not keep them from hearing each other.
+fn two_go_on(a: &Arena, table: &str, silence: impl FnOnce(&Session) -> Result<()>) -> Result<()> {
+    a.run(1, &format!("CREATE TABLE {table}(id int PRIMARY KEY)"))?;
+    let newest = a.ask(1, "SELECT gen_num FROM mtm.status()")?;
+    let node = a.cluster.node(3)?;
+    let admin = node.connect_as(DATABASE, "mtm_admin")?;
+    let sender =
+        admin.one("SELECT pid FROM pg_stat_activity WHERE backend_type = 'mtm-dmq-sender'")?;
+    let sender = sender.parse().context("node 3 has no sender")?;
+    let plan = Plan { clients: 1, pause: Duration::from_millis(5), ..Plan::new(table, &[1, 2]) };
+    let gone_on = under_load(a, &plan, |load| {
+        load.goes_on(&[1, 2], 50, GO_ON_WITHIN)?;
+        send(sender, Signal::SIGSTOP)?;
+        silence(&admin)?;
+        until("node 3 is left out", GO_ON_WITHIN, || {
+            let two = "SELECT NOT 3 = ANY (gen_members) FROM mtm.status()";
+            Ok((a.ask(1, two)? == "t" && a.ask(2, two)? == "t").then_some(()))
+        })?;
+        load.goes_on(&[1, 2], 1, GO_ON_WITHIN)?;
+        let from = Instant::now();
+        std::thread::sleep(SILENCE);
+        Ok((from, Instant::now()))
+    });
+    let since =
+        format!("SELECT members, why FROM mtm.generations WHERE num > {newest} ORDER BY num");
+    let generations = [a.ask(1, &since), a.ask(2, &since)];
+    drop(admin);
+    node.thaw();
+    let (report, (from, to)) = gone_on?;
+    let outage = report.outage(&[1, 2], from, to);
+    println!(
+        "    while node 3 did not answer: {} writes in {} s, none for {} ms at most",
+        report.count(from, to),
+        SILENCE.as_secs(),
+        outage.as_millis()
+    );
+    for generations in generations {
+        let generations = generations?;
+        let once = generations.starts_with("{1,2},") && !generations.contains(';');
+        ensure!(once, "not node 3 alone was left out, and once: {generations}");
+    }
+    ensure!(outage < HICCUP, "nothing was written for {} ms", outage.as_millis());
+    works_again(a, table)?;
+    report.witness.check(a, table)
+}
+
+fn send(pid: i32, signal: Signal) -> Result<()> {
+    Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)?)
+}
+
+/// Ends what serves peers' connections of these names.
+fn hang_up(admin: &Session, names: &[&str]) -> Result<()> {
+    for name in names {
+        let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity";
+        let ended = admin.one(&format!("{end} WHERE application_name = '{name}'"))?;
+        ensure!(ended.parse().is_ok_and(|n: u32| n >= 2), "node 3 had {ended} peers as {name}");
+    }
+    Ok(())
 }

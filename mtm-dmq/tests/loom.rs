@@ -21,8 +21,8 @@ use loom::model::Builder;
 use loom::sync::{Arc, Mutex};
 use loom::thread;
 use mtm_core::Instant;
-use mtm_dmq::sync::{AtomicU64, Ordering};
 use mtm_dmq::holder::Holder;
+use mtm_dmq::sync::{AtomicU64, Ordering};
 use mtm_dmq::{Mailboxes, PushError, Ring, TakeError};
 
 const PREEMPTIONS: usize = 3;

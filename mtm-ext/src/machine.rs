@@ -237,7 +237,8 @@ fn route(
             // What it says in the table is not done yet, and nobody else's business.
             Effect::ApplyCommitted(gid) | Effect::Install(gid, _) => {
                 let me = proc::my_procno();
-                let fresh = || shmem::Note { worker: me, taken: true, lost_to: None, open: 0, seen: 0 };
+                let fresh =
+                    || shmem::Note { worker: me, taken: true, lost_to: None, open: 0, seen: 0 };
                 if let Ok(note) = state.notes.entry(*gid, fresh) {
                     note.worker = me;
                     note.taken = true;

@@ -574,13 +574,8 @@ unsafe fn format_memory(shared: &Shared) {
     unsafe {
         core::ptr::write_bytes(shared.header.cast::<u8>(), 0, total());
         let header = &mut *shared.header;
-        let procs = [
-            &header.monitor,
-            &header.sender,
-            &header.resolver,
-            &header.campaigner,
-            &header.health,
-        ];
+        let procs =
+            [&header.monitor, &header.sender, &header.resolver, &header.campaigner, &header.health];
         for atomic in procs {
             atomic.store(NO_PROC, Ordering::Relaxed);
         }

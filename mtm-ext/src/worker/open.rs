@@ -109,7 +109,8 @@ pub fn is_nothing_left() -> bool {
 
 /// What processes of this node have committed and not noted as durable.
 fn seen_anywhere() -> Vec<(Gid, Lsn)> {
-    let seen = |(gid, note): (&Gid, &shmem::Note)| (note.seen != 0).then_some((*gid, Lsn(note.seen)));
+    let seen =
+        |(gid, note): (&Gid, &shmem::Note)| (note.seen != 0).then_some((*gid, Lsn(note.seen)));
     shmem::node(|state| state.notes.iter().filter_map(seen).collect())
 }
 

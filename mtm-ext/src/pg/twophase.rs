@@ -103,7 +103,19 @@ pub fn rehearse(name: &[u8]) {
     }
 }
 
-/// The server's own PREPARE takes the place next.
+/// Keeps a place among the prepared transactions for the running one, under this name, until
+/// [`give_back_place`] or its abort; an ERROR if there is none.
+pub fn take_place(name: &str) {
+    let gid = CString::new(name).expect("a gid has no zero byte");
+    // SAFETY: inside a transaction; as in `rehearse`.
+    unsafe {
+        let xid = pg_sys::GetTopTransactionId();
+        let (now, owner) = (pg_sys::GetCurrentTimestamp(), pg_sys::GetUserId());
+        sys::MarkAsPreparing(xid, gid.as_ptr(), now, owner, pg_sys::MyDatabaseId);
+    }
+}
+
+/// The server's own PREPARE takes the place next, or it is not needed any more.
 pub fn give_back_place() {
     // SAFETY: frees what this process has reserved, if anything.
     unsafe { sys::AtAbort_Twophase() }

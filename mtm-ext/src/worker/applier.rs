@@ -273,7 +273,7 @@ fn apply(
     }
     let keep = match rows {
         Rows::Memory(rows) if rows.len() <= SMALL && !schema_changed && work.is_none() => {
-            open::check();
+            open::check(gid);
             Some(rows)
         }
         _ => None,

@@ -39,10 +39,12 @@ pub fn is_keeping() -> bool {
     KEPT.get().is_some()
 }
 
-/// What would fail at the commit must fail before the promise. Within the transaction.
-pub fn check() {
+/// What would fail at the commit, or at PREPARE, must fail before the promise: also for want of a
+/// place, which is kept from here on. Within the transaction.
+pub fn check(gid: &Gid) {
     xact::check_preparable();
     xact::fire_deferred();
+    twophase::take_place(&gid.to_string());
 }
 
 /// Writes the promise, durably. Within the transaction, which is to stay open from here on.
@@ -154,6 +156,7 @@ fn end(gid: &Gid, commit: bool) {
         closed(gid);
         return;
     }
+    twophase::give_back_place();
     xact::mark_origin(Lsn(0));
     let committed = bgworker::catching(AssertUnwindSafe(twophase::commit_unflushed));
     xact::unmark_commit_record();
@@ -186,7 +189,10 @@ fn closed(gid: &Gid) {
 fn prepare(gid: &Gid) {
     KEPT.set(None);
     xact::mark_origin(Lsn(0));
-    let prepared = bgworker::catching(AssertUnwindSafe(|| twophase::prepare(gid.to_string())));
+    let prepared = bgworker::catching(AssertUnwindSafe(|| {
+        twophase::give_back_place();
+        twophase::prepare(gid.to_string());
+    }));
     xact::unmark_commit_record();
     if let Err(caught) = prepared {
         ereport!(

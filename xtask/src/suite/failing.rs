@@ -16,6 +16,7 @@ use std::time::Duration;
 checks!("failing":
     spill_directory_unwritable,
     prepared_slots_taken,
+    place_is_kept_for_what_is_open,
     refusals_of_transactions_do_not_count,
     differing_row,
     row_too_many,
@@ -103,7 +104,8 @@ fn spill_directory_unwritable(a: &Arena) -> Result<()> {
     a.expect("SELECT count(*) FROM x_spill", "10001")
 }
 
-/// Small transactions need no place among the prepared ones (specs/adr/0006); this one does.
+/// Every transaction needs a place among the prepared ones, also one that is kept open
+/// (specs/adr/0006).
 fn prepared_slots_taken(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE x_slots(id int PRIMARY KEY, v text)")?;
     let session = admin(a, 3)?;
@@ -116,7 +118,7 @@ fn prepared_slots_taken(a: &Arena) -> Result<()> {
             session.run("ROLLBACK")?;
         }
     }
-    let out = in_the_end(a, 1, "INSERT INTO x_slots VALUES (1, repeat('x', 20000))")
+    let out = in_the_end(a, 1, "INSERT INTO x_slots VALUES (1, 'small')")
         .and_then(|()| stays_out(a, 3, &["places for prepared transactions", "pg_prepared_xacts"]));
     for row in session.run("SELECT gid FROM pg_prepared_xacts WHERE gid LIKE 'user-x-%'")? {
         let gid = row.into_iter().flatten().next().context("a name")?;
@@ -125,6 +127,60 @@ fn prepared_slots_taken(a: &Arena) -> Result<()> {
     out?;
     all_are_online(a)?;
     a.expect("SELECT count(*) FROM x_slots", "1")
+}
+
+/// A node that has promised to commit a transaction, and keeps it open, has a place among the
+/// prepared ones for it, whatever users do meanwhile.
+fn place_is_kept_for_what_is_open(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE x_place(id int PRIMARY KEY)")?;
+    let from = std::fs::metadata(&a.cluster.node(3)?.log)?.len();
+    let session = admin(a, 3)?;
+    let most: usize = session.one("SHOW max_prepared_transactions")?.parse()?;
+    let prepare =
+        |i| format!("BEGIN; SELECT pg_current_xact_id(); PREPARE TRANSACTION 'user-x-{i}'");
+    for i in 1..most {
+        session.run(&prepare(i))?;
+    }
+    let prepared = "SELECT count(*) FROM pg_prepared_xacts WHERE gid LIKE 'MTM-%'";
+    let tried = (0..10).try_fold(false, |kept, id| -> Result<bool> {
+        if kept {
+            return Ok(true);
+        }
+        // Node 2 does not vote, so node 3 keeps the transaction open until it prepares it.
+        a.cluster.node(2)?.freeze();
+        let tried = std::thread::scope(|scope| {
+            let insert =
+                scope.spawn(move || a.run(1, &format!("INSERT INTO x_place VALUES ({id})")));
+            let kept = until("no place is left on node 3", GO_ON_WITHIN, || {
+                if session.run(&prepare(0)).is_ok() {
+                    session.run("ROLLBACK PREPARED 'user-x-0'")?;
+                    return Ok(insert.is_finished().then_some(false));
+                }
+                session.run("ROLLBACK")?;
+                Ok(Some(session.one(prepared)? == "0"))
+            });
+            if matches!(kept, Ok(true)) {
+                until("node 3 has prepared it", GO_ON_WITHIN, || {
+                    Ok((insert.is_finished() || session.one(prepared)? == "1").then_some(()))
+                })?;
+            }
+            a.cluster.node(2)?.thaw();
+            // Its place may have been taken before it came: then it is refused.
+            let _ = insert.join().expect("no panic in a writer");
+            kept
+        });
+        a.cluster.node(2)?.thaw();
+        all_are_online(a)?;
+        tried
+    });
+    for i in 1..most {
+        session.run(&format!("ROLLBACK PREPARED 'user-x-{i}'"))?;
+    }
+    ensure!(tried?, "node 3 never kept a place for a transaction without preparing it");
+    let panics = said_since(a.cluster.node(3)?, from, "PANIC")?;
+    ensure!(panics == 0, "node 3 had a PANIC");
+    all_are_online(a)?;
+    a.same("SELECT count(*) FROM x_place").map(drop)
 }
 
 /// What is wrong with a transaction says nothing about the node that refuses it.

@@ -24,7 +24,7 @@ pub static BINARY_BASETYPES: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// Answer the client only when all members have committed.
 pub static WAIT_PEER_COMMITS: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// Receivers have lines of their own to the origins (specs/adr/0007).
-pub static RECEIVER_LINES: GucSetting<bool> = GucSetting::<bool>::new(false);
+pub static RECEIVER_LINES: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// Drop clients when this node leaves the cluster.
 pub static BREAK_CONNECTION: GucSetting<bool> = GucSetting::<bool>::new(false);
 /// Cluster-wide growing sequence values.
@@ -171,7 +171,7 @@ pub fn init() {
         ),
         (
             c"multimaster.receiver_lines",
-            c"Receivers have connections of their own for votes and outcomes. Experimental.",
+            c"Receivers have connections of their own for votes and outcomes.",
             &RECEIVER_LINES,
             GucContext::Sighup,
         ),

@@ -25,6 +25,7 @@ checks!("peers":
     backend_terminated_while_committing,
     one_takes_connections_and_does_not_answer,
     one_lets_in_and_does_not_answer,
+    lines_are_only_a_short_cut,
 );
 
 /// Whoever can go on does so within this time on a busy machine, too.
@@ -310,6 +311,42 @@ fn one_lets_in_and_does_not_answer(a: &Arena) -> Result<()> {
         admin.run("BEGIN; LOCK TABLE pg_catalog.pg_proc IN ACCESS EXCLUSIVE MODE")?;
         hang_up(admin, &["mtm_dmq"])
     })
+}
+
+/// The lines of receivers are ended again and again under load: nothing is lost, no node leaves,
+/// and there are new ones.
+fn lines_are_only_a_short_cut(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE n_lines(id int PRIMARY KEY)")?;
+    let line = "FROM pg_stat_activity WHERE query LIKE 'CALL mtm.line\\_serve(%'";
+    let lines = format!("SELECT count(*) {line}");
+    let all_there = || {
+        until("each node serves two lines", BACK_WITHIN, || {
+            for id in a.ids() {
+                let n = a.ask(id, &lines)?;
+                ensure!(n == "2", "node {id} serves {n}");
+            }
+            Ok(Some(()))
+        })
+    };
+    all_there()?;
+    let number = a.same("SELECT gen_num FROM mtm.status()")?;
+    let end = format!("SELECT count(pg_terminate_backend(pid)) {line}");
+    let plan = Plan { clients: 6, ..Plan::new("n_lines", &[1, 2, 3]) };
+    let (report, ended) = under_load(a, &plan, |load| {
+        let mut ended = 0;
+        for _ in 0..10 {
+            for id in a.ids() {
+                ended += a.ask(id, &end)?.parse::<usize>()?;
+                load.goes_on(&[1, 2, 3], 5, GO_ON_WITHIN)?;
+            }
+            all_there()?;
+        }
+        Ok(ended)
+    })?;
+    println!("    {ended} lines were ended");
+    ensure!(ended >= 20, "only {ended} lines were ended");
+    ensure!(a.same("SELECT gen_num FROM mtm.status()")? == number, "a node has left");
+    report.witness.check(a, "n_lines")
 }
 
 /// Node 3 is silent, and new connections to it get nowhere: the others leave it out and go on, and

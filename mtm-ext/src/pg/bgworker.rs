@@ -2,6 +2,7 @@
 
 use super::proc;
 use core::ffi::{c_char, c_int};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::{PgTryBuilder, pg_sys};
 
@@ -214,6 +215,56 @@ pub fn handle_signals() {
         if (&raw const pg_sys::ConfigReloadPending).read_volatile() != 0 {
             (&raw mut pg_sys::ConfigReloadPending).write_volatile(0);
             pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+        }
+    }
+}
+
+/// Whether the first request to end is only noted.
+static NOTES_END: AtomicBool = AtomicBool::new(false);
+/// When this process was asked to end, monotonic us; 0 if it was not.
+static ASKED_TO_END: AtomicU64 = AtomicU64::new(0);
+/// A stopping server and its monitor may both ask, one after the other; who asks again later means it.
+const AGAIN_US: u64 = 5_000_000;
+
+unsafe extern "C-unwind" fn note_end(signal: c_int) {
+    let now = proc::now().0;
+    let first = ASKED_TO_END.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+    if first.is_err_and(|first| now.saturating_sub(first) > AGAIN_US) {
+        // SAFETY: PostgreSQL's own handler, called from a handler.
+        return unsafe { super::sys::die(signal) };
+    }
+    // SAFETY: errno is this thread's; a latch may be set from a handler.
+    unsafe {
+        let errno = *libc::__errno_location();
+        pg_sys::SetLatch(pg_sys::MyLatch);
+        *libc::__errno_location() = errno;
+    }
+}
+
+/// From here on the first request to end is noted only, for [`is_asked_to_end`]: what this process
+/// does must be brought to its end, if that is possible. A request some seconds later ends it as
+/// any other process.
+pub fn finish_before_end() {
+    if !NOTES_END.swap(true, Ordering::Relaxed) {
+        // SAFETY: a handler that does what handlers may do.
+        unsafe { pg_sys::pqsignal(pg_sys::SIGTERM as c_int, Some(note_end)) };
+    }
+}
+
+/// Whether this process is to end as soon as it can.
+pub fn is_asked_to_end() -> bool {
+    ASKED_TO_END.load(Ordering::Relaxed) != 0
+}
+
+/// Requests to end are heeded at once again, also one that was only noted.
+pub fn end_at_once() {
+    if NOTES_END.swap(false, Ordering::Relaxed) {
+        // SAFETY: as in `mtm_worker_main`; a signal to this process itself.
+        unsafe {
+            pg_sys::pqsignal(pg_sys::SIGTERM as c_int, Some(super::sys::die));
+            if is_asked_to_end() {
+                libc::kill(libc::getpid(), libc::SIGTERM);
+            }
         }
     }
 }

@@ -263,7 +263,7 @@ impl Receiver {
 
     fn replay(&mut self, conn: &mut Conn, replay: &mut Replay) -> Result<(), ConnError> {
         shmem::peer(self.origin).replaying.store(1, Ordering::Release);
-        while recovers_from(self.origin) {
+        while recovers_from(self.origin) && !bgworker::is_asked_to_end() {
             bgworker::handle_signals();
             conn.consume()?;
             while replay.has_room() {

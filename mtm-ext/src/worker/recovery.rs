@@ -99,6 +99,7 @@ impl Replay {
             proc::wait(None, Some(WAIT_US));
             bgworker::handle_signals();
         }
+        bgworker::finish_before_end();
         bgworker::set_config(c"synchronous_commit", c"off");
         bgworker::set_config(c"lock_timeout", c"0");
         header.replay_begun_us.store(proc::now().0, Ordering::Release);
@@ -690,6 +691,7 @@ impl Drop for Replay {
     fn drop(&mut self) {
         shmem::header().replayer.let_go(me());
         machine::wake_receivers();
+        bgworker::end_at_once();
         for (_, event) in self.events.drain(..) {
             if let Event::Commit(Commit { task: Some(task), .. }) = event {
                 task.discard();

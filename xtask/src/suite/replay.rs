@@ -15,6 +15,7 @@ checks!("replay":
     everything_in_its_order,
     a_worker_is_terminated,
     killed_in_the_middle,
+    stopped_in_the_middle,
     others_make_way,
     another_donor_takes_over,
     seen_commits_keep_nobody_waiting,
@@ -217,6 +218,33 @@ fn killed_in_the_middle(a: &Arena) -> Result<()> {
     }
     a.cluster.node(3)?.start()?;
     all_counted(a, "r_kill", 250)
+}
+
+/// An orderly stop is one: what is begun is brought to its end before.
+fn stopped_in_the_middle(a: &Arena) -> Result<()> {
+    miss(a, "r_stop", 250)?;
+    let node = a.cluster.node(3)?;
+    let from = std::fs::metadata(&node.log)?.len();
+    let mut stopped = 0;
+    for _ in 0..3 {
+        node.start()?;
+        let session = admin(a)?;
+        until("workers replay, or there is nothing more", WITHIN, || {
+            let status = session.one("SELECT status FROM mtm.status()")?;
+            let replays = status != "online";
+            let workers = !session.run(WORKERS)?.is_empty();
+            stopped += usize::from(replays && workers);
+            Ok((!replays || workers).then_some(()))
+        })?;
+        node.stop()?;
+    }
+    ensure!(stopped > 0, "it was never stopped while workers replayed");
+    let log = std::fs::read(&node.log)?;
+    let said = String::from_utf8_lossy(&log[usize::try_from(from)?..]).into_owned();
+    ensure!(!said.contains("PANIC"), "node 3 did not stop in an orderly way");
+    println!("    stopped {stopped} times");
+    node.start()?;
+    all_counted(a, "r_stop", 250)
 }
 
 /// A session that stands in a worker's way is ended, not the worker.

@@ -221,10 +221,10 @@ fn route(
                 tell_backend(state, gid, wakes, |b| b.outcome = Some(*outcome));
             }
             Effect::GiveUp(gid) => tell_backend(state, gid, wakes, |b| b.gave_up = true),
-            Effect::CommitPrepared(gid) | Effect::RollbackPrepared(gid) => {
-                if finisher == Finisher::Workers {
-                    wakes.procs.push(worker_of(state, gid));
-                }
+            Effect::CommitPrepared(gid) | Effect::RollbackPrepared(gid)
+                if finisher == Finisher::Workers =>
+            {
+                wakes.procs.push(worker_of(state, gid));
             }
             Effect::Discard(gid) => {
                 if let Some(note) = state.notes.get_mut(gid)

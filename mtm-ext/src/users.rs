@@ -143,8 +143,7 @@ pub fn undecided_as(state: &mut NodeState, local: u32) -> Option<Gid> {
     use mtm_node::user::Stage;
     let users = state.users();
     let of = |user: &mtm_node::user::User| user.local == local && user.stage == Stage::Preparing;
-    let found = users.iter().find(|(_, user)| of(user)).map(|(first, _)| *first);
-    found
+    users.iter().find(|(_, user)| of(user)).map(|(first, _)| *first)
 }
 
 /// Raises what the server says when a name is not free for an operation.

@@ -282,7 +282,7 @@ impl<'a> StreamMessage<'a> {
                 w.u8(PIECE);
                 gid.encode(&mut w);
                 w.u64(lsn.0);
-                w.u8(u8::from(*first) * FIRST | u8::from(*last) * LAST);
+                w.u8((u8::from(*first) * FIRST) | (u8::from(*last) * LAST));
                 w.raw(payload);
             }
             Self::Early { xid, payload } => {

@@ -13,6 +13,7 @@ use mtm_paxos::commit::Decree;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What one record of the log says.
+#[expect(clippy::large_enum_variant, reason = "it is copied, and there is one at a time")]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Word {
     /// This node announced its transaction.
@@ -194,7 +195,9 @@ impl Restart {
             Word::Closed(gid) => closed = self.open.take(&gid),
             Word::Committed { xid, gid } => {
                 for gid in [self.marked.remove(&xid), gid].into_iter().flatten() {
-                    closed = closed.or(self.open.take(&gid));
+                    // Both are closed, though only the first is told.
+                    let open = self.open.take(&gid);
+                    closed = closed.or(open);
                     self.found.insert(gid, Found::Committed);
                 }
             }

@@ -173,15 +173,15 @@ pub fn shortfalls(have: &Settings, n: i64, peer_connections: i64) -> Vec<Problem
             problems.push(format!("{name} is {value}, must be at least {need} ({why})"));
         }
     }
-    if let Some(list) = &have.output_plugin_libraries {
-        if !lists_us(list) {
-            let with_us = [list.as_str(), "multimaster"].map(str::trim);
-            let with_us: Vec<_> = with_us.into_iter().filter(|part| !part.is_empty()).collect();
-            let with_us = with_us.join(", ");
-            problems.push(format!(
-                "output_plugin_libraries is \"{list}\", must list multimaster: \"{with_us}\""
-            ));
-        }
+    if let Some(list) = &have.output_plugin_libraries
+        && !lists_us(list)
+    {
+        let with_us = [list.as_str(), "multimaster"].map(str::trim);
+        let with_us: Vec<_> = with_us.into_iter().filter(|part| !part.is_empty()).collect();
+        let with_us = with_us.join(", ");
+        problems.push(format!(
+            "output_plugin_libraries is \"{list}\", must list multimaster: \"{with_us}\""
+        ));
     }
     problems.into_iter().map(Problem::Setting).collect()
 }

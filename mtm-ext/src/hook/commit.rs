@@ -37,6 +37,7 @@ const ROOM_AGAIN_US: u64 = 10_000;
 const LOOK_US: u64 = 500_000;
 
 /// Why a transaction is aborted.
+#[expect(clippy::large_enum_variant, reason = "one for a transaction that fails, raised at once")]
 enum Cause {
     Refused(RefusalCopy),
     LostConflict(Gid),

@@ -45,7 +45,7 @@ pub fn prepare(gid: impl Into<Vec<u8>>) {
 pub fn commit_unflushed() {
     let off = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32;
     // SAFETY: a variable of this process.
-    let saved = unsafe { core::mem::replace(&mut *(&raw mut pg_sys::synchronous_commit), off) };
+    let saved = unsafe { (&raw mut pg_sys::synchronous_commit).replace(off) };
     commit();
     // SAFETY: as above.
     unsafe { pg_sys::synchronous_commit = saved }

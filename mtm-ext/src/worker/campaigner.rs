@@ -245,10 +245,10 @@ impl Campaigner {
     fn keep_house(&mut self) {
         let end = wal::inserted();
         let online = machine::look(|node| node.serves().then(|| *node.forgotten()));
-        if let Some(forgotten) = online.flatten() {
-            if end.0 > self.syncpoint.0 + 8192 {
-                self.write_syncpoint(forgotten);
-            }
+        if let Some(forgotten) = online.flatten()
+            && end.0 > self.syncpoint.0 + 8192
+        {
+            self.write_syncpoint(forgotten);
         }
     }
 
@@ -308,8 +308,7 @@ fn saved_users(state: &mut shmem::NodeState) -> Vec<SavedUser> {
         let User { name, local, stage } = *user;
         SavedUser { first: *first, name, local, stage }
     };
-    let all = users.iter().map(saved).collect();
-    all
+    users.iter().map(saved).collect()
 }
 
 /// What other processes' steps left to this one.

@@ -166,7 +166,7 @@ pub fn query_of_duplicate(table: u32, detail: &str) -> Option<String> {
         Spi::connect(|client| {
             let table = table.to_string();
             let rows = client.select(UNIQUE_KEY, Some(1), &[table.as_str().into(), detail.into()]);
-            let row = rows.ok()?.into_iter().next()?;
+            let row = rows.ok()?.next()?;
             let text = |i: usize| row.get::<String>(i).ok().flatten();
             Some((text(1)?, text(2)?, text(3)?))
         })

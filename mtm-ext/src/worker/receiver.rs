@@ -302,7 +302,7 @@ impl Receiver {
                 replay.reached(keepalive.end);
                 if keepalive.wants_answer {
                     self.next_feedback = Instant(0);
-                    self.asked.get_or_insert(proc::now());
+                    self.asked.get_or_insert_with(proc::now);
                 }
                 Ok(())
             }
@@ -445,7 +445,7 @@ impl Receiver {
                 }
                 if keepalive.wants_answer {
                     self.next_feedback = Instant(0);
-                    self.asked.get_or_insert(proc::now());
+                    self.asked.get_or_insert_with(proc::now);
                 }
                 Ok(())
             }

@@ -143,23 +143,22 @@ pub fn open_pipe(node: NodeId, timeout_s: u32, procedure: &str) -> Result<Openin
 /// Reads the peer's answers and moves messages from the ring to the connection.
 fn pump(node: NodeId, link: &mut Link, set: &WaitSet) -> Result<(), ConnError> {
     let State::Up(conn) = &mut link.state else { return Ok(()) };
-    let reads = set.may_read(conn);
-    if reads {
+    if set.may_read(conn) {
         conn.consume()?;
-    }
-    while reads {
-        match conn.copy_data()? {
-            CopyIn::Data(bytes) => {
-                inbox::heard(node);
-                link.incoming.feed(&bytes);
+        loop {
+            match conn.copy_data()? {
+                CopyIn::Data(bytes) => {
+                    inbox::heard(node);
+                    link.incoming.feed(&bytes);
+                }
+                CopyIn::WouldBlock => break,
+                CopyIn::End => {
+                    return Err(ConnError::Connection("the peer ended the connection".to_owned()));
+                }
             }
-            CopyIn::WouldBlock => break,
-            CopyIn::End => {
-                return Err(ConnError::Connection("the peer ended the connection".to_owned()));
-            }
+            inbox::take_all(node, &mut link.incoming)
+                .map_err(|error| ConnError::Connection(format!("malformed answer: {error}")))?;
         }
-        inbox::take_all(node, &mut link.incoming)
-            .map_err(|error| ConnError::Connection(format!("malformed answer: {error}")))?;
     }
     let now = proc::now();
     let mut message = Vec::new();

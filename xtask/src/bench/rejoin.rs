@@ -93,7 +93,7 @@ pub(super) fn run(options: &Options, dir: &Path) -> Result<()> {
                 let what = format!("{}, {workers} workers, round {}", workload.name, round + 1);
                 rates.push(step(&what, || missed(&cluster, workload, workers, &scratch))?);
             }
-            rates.sort_by(|a, b| a.replay.cmp(&b.replay));
+            rates.sort_by_key(|rate| rate.replay);
             let seen = &rates[rates.len() / 2];
             let seconds = seen.replay.as_secs_f64();
             table.row([

@@ -110,8 +110,8 @@ fn mixture(client: usize, i: usize) -> String {
         ),
         2 => format!("DELETE FROM r_parent WHERE id = {before}; {rows}"),
         // A key that is free for a moment, or a unique value that moves from row to row.
-        3 if client % 2 == 0 => format!("DELETE FROM r_move WHERE id = {client}; {rows}"),
-        4 if client % 2 == 0 => {
+        3 if client.is_multiple_of(2) => format!("DELETE FROM r_move WHERE id = {client}; {rows}"),
+        4 if client.is_multiple_of(2) => {
             format!("INSERT INTO r_move VALUES ({client}, repeat('m', 1000 + {i}))")
         }
         3 => format!("DELETE FROM r_slot WHERE owner = {client}; {rows}"),

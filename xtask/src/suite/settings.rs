@@ -282,7 +282,7 @@ fn peers_that_cannot_be_nodes(a: &Arena) -> Result<()> {
         ensure!(error.message.contains("out of range"), "node {id}: {error}");
     }
     // The first argument must be this node.
-    let error = session.refused(&call(&two, &[three.clone()]))?;
+    let error = session.refused(&call(&two, core::slice::from_ref(&three)))?;
     says(&error, &["my_conninfo does not lead to this server"])?;
     wrong_password(&trio)?;
     no_way_between_peers(&trio)?;

@@ -73,7 +73,8 @@ fn added(line: &str, old: &Lines<'_>) -> Change {
     let name = what.split([':', '.', '<', ' ']).next().unwrap_or_default();
     let open = has(format!("{module}: {name}: #[non_exhaustive]"));
     let place = what.split(": ").next().unwrap_or_default();
-    let breaks = if let Some((variant, _)) = place.split_once("::").and(place.split_once('.')) {
+    let breaks = if let Some((variant, _)) = place.split_once('.').filter(|_| place.contains("::"))
+    {
         // A variant has one more field.
         has(format!("{module}: {variant}"))
     } else if place.contains("::") && !place.contains(['(', ' ']) {

@@ -34,7 +34,7 @@ fn found(
     committed: &[u64],
 ) -> Vec<(Gid, Found)> {
     let mut restart = Restart::new(&checkpoint(remembered));
-    words.iter().for_each(|word| drop(restart.read(*word)));
+    words.iter().for_each(|word| _ = restart.read(*word));
     let gids = prepared.iter().copied().collect();
     let prepared = Prepared { gids, ..Prepared::default() };
     restart.finish(&prepared, |xid| committed.contains(&xid.0)).found
@@ -59,7 +59,7 @@ fn an_own_transaction_is_announced_until_its_commit_is_found() {
 /// What is open after these records.
 fn open(words: &[Word]) -> Vec<Gid> {
     let mut restart = Restart::new(&checkpoint(&[]));
-    words.iter().for_each(|word| drop(restart.read(*word)));
+    words.iter().for_each(|word| _ = restart.read(*word));
     restart.open().iter().copied().collect()
 }
 
@@ -175,7 +175,7 @@ fn second(gid: Gid, first: Gid) -> Word {
 /// What is found of users, with what has these numbers and these names prepared.
 fn users(saved: &Checkpoint, words: &[Word], local: &[u32], gids: &[Gid]) -> Findings {
     let mut restart = Restart::new(saved);
-    words.iter().for_each(|word| drop(restart.read(*word)));
+    words.iter().for_each(|word| _ = restart.read(*word));
     let gids = gids.iter().copied().collect();
     restart.finish(&Prepared { gids, local: local.iter().copied().collect() }, |_| false)
 }
@@ -347,7 +347,7 @@ fn any_found() -> impl Strategy<Value = Found> {
 fn announcements_go_on_above_every_number_that_was_ever_durable() {
     let next = |saved: &Checkpoint, words: &[Word]| {
         let mut restart = Restart::new(saved);
-        words.iter().for_each(|word| drop(restart.read(*word)));
+        words.iter().for_each(|word| _ = restart.read(*word));
         restart.next()
     };
     let mut saved = checkpoint(&[]);
@@ -386,7 +386,7 @@ proptest! {
     ) {
         let list: Vec<_> = remembered.iter().map(|(gid, found)| (*gid, *found)).collect();
         let mut restart = Restart::new(&checkpoint(&list));
-        words.iter().for_each(|word| drop(restart.read(*word)));
+        words.iter().for_each(|word| _ = restart.read(*word));
         let now = Prepared { gids: prepared.clone(), ..Prepared::default() };
         let all = restart.finish(&now, |xid| committed.contains(&xid.0)).found;
         let all: BTreeMap<_, _> = all.into_iter().collect();

@@ -1,7 +1,7 @@
 //! PostgreSQL 15.
 
 use core::ffi::{c_char, c_int};
-use pgrx::{pg_guard, pg_sys};
+use pgrx::pg_sys;
 
 /// The old and the new tuple of a decoded change; null where there is none.
 ///
@@ -160,20 +160,27 @@ pub struct ForeignKeyRow {
     pub parent_parent: Vec<pg_sys::Oid>,
 }
 
-#[pg_guard]
-unsafe extern "C-unwind" {
-    /// `catalog/pg_constraint.h`; the arrays have room for `INDEX_MAX_KEYS`.
-    fn DeconstructFkConstraintRow(
-        tuple: pg_sys::HeapTuple,
-        count: *mut c_int,
-        conkey: *mut i16,
-        confkey: *mut i16,
-        pf_eq_oprs: *mut pg_sys::Oid,
-        pp_eq_oprs: *mut pg_sys::Oid,
-        ff_eq_oprs: *mut pg_sys::Oid,
-        set_columns_count: *mut c_int,
-        set_columns: *mut i16,
-    );
+/// A module, for `pg_guard` keeps no attribute for the function it makes.
+#[expect(clippy::too_many_arguments, reason = "the server's signature")]
+mod constraint {
+    use core::ffi::c_int;
+    use pgrx::{pg_guard, pg_sys};
+
+    #[pg_guard]
+    unsafe extern "C-unwind" {
+        /// `catalog/pg_constraint.h`; the arrays have room for `INDEX_MAX_KEYS`.
+        fn DeconstructFkConstraintRow(
+            tuple: pg_sys::HeapTuple,
+            count: *mut c_int,
+            conkey: *mut i16,
+            confkey: *mut i16,
+            pf_eq_oprs: *mut pg_sys::Oid,
+            pp_eq_oprs: *mut pg_sys::Oid,
+            ff_eq_oprs: *mut pg_sys::Oid,
+            set_columns_count: *mut c_int,
+            set_columns: *mut i16,
+        );
+    }
 }
 
 /// Reads a foreign key; None if there is no such constraint (any more).
@@ -207,7 +214,7 @@ pub unsafe fn foreign_key(constraint: pg_sys::Oid) -> Option<ForeignKeyRow> {
         let (mut conkey, mut confkey, mut set) = ([0_i16; MAX], [0_i16; MAX], [0_i16; MAX]);
         let mut operators = [[pg_sys::InvalidOid; MAX]; 3];
         let [pf, pp, ff] = &mut operators;
-        DeconstructFkConstraintRow(
+        constraint::DeconstructFkConstraintRow(
             tuple,
             &mut count,
             conkey.as_mut_ptr(),

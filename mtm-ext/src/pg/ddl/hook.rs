@@ -59,15 +59,18 @@ unsafe extern "C-unwind" fn process_utility(
         // SAFETY: the server's arguments.
         captured = unsafe { capture::before(pstmt, query) };
     }
-    // SAFETY: as above.
     let added = if captured.is_some() {
+        // SAFETY: the statement that the server was given, which has not run yet.
         unsafe { super::missing::added_columns(stmt) }
     } else {
         Vec::new()
     };
-    // SAFETY: as above.
-    let copied =
-        if origin || applying { unsafe { sequences::identity_sources(stmt) } } else { Vec::new() };
+    let copied = if origin || applying {
+        // SAFETY: as above.
+        unsafe { sequences::identity_sources(stmt) }
+    } else {
+        Vec::new()
+    };
     let top_level = context == pg_sys::ProcessUtilityContext::PROCESS_UTILITY_TOPLEVEL;
     let course = match origin {
         // SAFETY: the server's arguments.

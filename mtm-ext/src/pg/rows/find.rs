@@ -217,8 +217,10 @@ unsafe fn scan(
 ) -> (bool, Option<pg_sys::TransactionId>) {
     // SAFETY: the scan ends here; the slot keeps its own pin on the page.
     unsafe {
-        let mut dirty = pg_sys::SnapshotData::default();
-        dirty.snapshot_type = pg_sys::SnapshotType::SNAPSHOT_DIRTY;
+        let mut dirty = pg_sys::SnapshotData {
+            snapshot_type: pg_sys::SnapshotType::SNAPSHOT_DIRTY,
+            ..pg_sys::SnapshotData::default()
+        };
         let scan = pg_sys::table_beginscan(rel, &mut dirty, 0, ptr::null_mut());
         let forward = pg_sys::ScanDirection::ForwardScanDirection;
         let mut hit = false;

@@ -110,7 +110,7 @@ impl Open {
     }
 
     /// Closes it; the lock stays until the end of the transaction.
-    pub(super) fn close(mut self: Box<Self>) {
+    pub(super) fn close(mut self) {
         // SAFETY: everything here was opened by `new` and is closed once.
         unsafe {
             if let Some(finder) = self.finder.take() {

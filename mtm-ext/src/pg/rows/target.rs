@@ -240,7 +240,7 @@ const _: () = assert!(size_of::<pg_sys::Datum>() == 8, "8-byte numbers are passe
 /// # Safety
 /// The current memory context is live.
 unsafe fn varlena(bytes: &[u8]) -> pg_sys::Datum {
-    const HEADER: usize = pg_sys::VARHDRSZ as usize;
+    const HEADER: usize = pg_sys::VARHDRSZ;
     // SAFETY: palloc gives as much as is written, or raises an error.
     unsafe {
         let size = bytes.len() + HEADER;

@@ -7,12 +7,13 @@
 //! to signs of life tell, and never for long; while it is good a statement costs a clock reading.
 //! From then on statements wait until the answers come again, or it is clear that they do not.
 
-use crate::pg::{access, proc, shmem, xact};
+use crate::pg::{access, proc, shmem, sqlrun, xact};
 use crate::{cluster, guc, machine, report};
 use core::cell::Cell;
 use core::sync::atomic::Ordering;
 use mtm_core::{Instant, NodeId, NodeSet};
 use mtm_generations::{Configuration, NodeStatus, Reason};
+use mtm_node::Node;
 use pgrx::PgSqlErrorCode;
 
 /// How long a look at the machine is good for at most, in microseconds.
@@ -56,6 +57,8 @@ fn look() -> Standing {
         };
         let heard = until(cluster::heard_until).is_some();
         let standing = match until(cluster::hears_until) {
+            // Somebody may have been told that it is committed.
+            Some(_) if heard && node.serves() && is_unsettled(node) => Standing::Moves,
             Some(until) if heard && node.serves() => Standing::Serves(until),
             // Answers are late. The others may go on without this node, or have done so.
             None if heard && node.serves() => Standing::Moves,
@@ -71,6 +74,17 @@ fn look() -> Standing {
         standing
     });
     look.unwrap_or(Standing::Away)
+}
+
+/// Whether something that the start has found prepared is not settled.
+fn is_unsettled(node: &Node<'_>) -> bool {
+    let unsettled = &shmem::header().unsettled;
+    if unsettled.load(Ordering::Acquire) == 0 {
+        return false;
+    }
+    let lacks = node.may_lack_commits();
+    unsettled.store(u32::from(lacks), Ordering::Release);
+    lacks
 }
 
 /// Until when `of_peer` holds for a majority of the configured nodes, all of them of this clique
@@ -130,12 +144,27 @@ pub fn login(application: &str, database: impl FnOnce() -> u32) {
         return;
     }
     let header = shmem::header();
-    if header.me().is_some()
-        && database() == header.database.load(Ordering::Relaxed)
-        && look() == Standing::Away
-    {
-        let (message, reason) = complaint();
-        report::fatal(PgSqlErrorCode::ERRCODE_CANNOT_CONNECT_NOW, message, &reason, HINT);
+    if header.me().is_none() || database() != header.database.load(Ordering::Relaxed) {
+        return;
+    }
+    let start = proc::now();
+    loop {
+        let unsettled = header.unsettled.load(Ordering::Acquire) != 0;
+        let late = proc::now().since(start) > cluster::patience_us();
+        match look() {
+            Standing::Serves(_) => return,
+            // Here, where it has no snapshot yet: one that is older than what it waits for would
+            // not show it.
+            Standing::Moves if unsettled && !late => {
+                proc::wait(None, Some(LOOK_US));
+                proc::check_interrupts();
+            }
+            Standing::Moves if !unsettled => return,
+            Standing::Moves | Standing::Away => {
+                let (message, reason) = complaint();
+                report::fatal(PgSqlErrorCode::ERRCODE_CANNOT_CONNECT_NOW, message, &reason, HINT);
+            }
+        }
     }
 }
 
@@ -156,7 +185,7 @@ pub fn statement(about: impl Fn() -> About) {
     if serves_for_sure() && !old {
         return;
     }
-    if !is_supervised() {
+    if sqlrun::is_own() || !is_supervised() {
         return;
     }
     match look() {
@@ -174,6 +203,21 @@ pub fn statement(about: impl Fn() -> About) {
     }
     if old {
         refuse_old_snapshot(about);
+    }
+}
+
+/// Whether what this node has just been seen to lack, nobody was told of: no majority had gone on
+/// without it. For what a client is told without reading data.
+pub fn was_sure() -> bool {
+    serves_for_sure() || !is_supervised() || matches!(look(), Standing::Serves(_))
+}
+
+/// Returns when this node serves; refuses if it does not.
+pub fn await_service() {
+    match look() {
+        Standing::Serves(_) => {}
+        Standing::Moves => wait_until_served(false),
+        Standing::Away => refuse(),
     }
 }
 
@@ -239,7 +283,10 @@ fn complaint() -> (String, String) {
     };
     let mut reason = cluster::status_reason();
     if reason.is_empty() {
-        reason = Reason::NoMajority.to_string();
+        reason = match shmem::header().unsettled.load(Ordering::Acquire) {
+            0 => Reason::NoMajority.to_string(),
+            _ => "transactions from before the start are not settled".to_owned(),
+        };
     }
     (format!("[multimaster] node is not online: current status \"{status}\""), sentence(&reason))
 }

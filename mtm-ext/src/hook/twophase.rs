@@ -6,6 +6,7 @@
 //! it is user-prepared; after the second operation's commit record the end of the user's
 //! transaction. In this order a crash between the two is repaired at the restart.
 
+use super::access;
 use super::commit::{self, announce_used_sequences, refuse_unless_online, xid_to_announce};
 use crate::pg::{proc, shmem, twophase, walwake, xact};
 use crate::users::{self, Work};
@@ -111,7 +112,14 @@ pub fn find(name: &Name, decree: Decree) -> Option<(Gid, User)> {
     refuse_unless_online();
     let start = proc::now();
     loop {
-        let found = shmem::node(|state| state.users().by_name(name))?;
+        let Some(found) = shmem::node(|state| state.users().by_name(name)) else {
+            // Somebody else may have been told that it is there.
+            if access::was_sure() {
+                return None;
+            }
+            access::await_service();
+            continue;
+        };
         if found.1.stage == Stage::Prepared {
             return Some(found);
         }
@@ -147,5 +155,14 @@ pub(super) fn raise_taken(obstacle: Obstacle) -> ! {
     let Some((work, name)) = WORK.with_borrow(Clone::clone) else {
         pgrx::error!("a name is missing that no operation needs: {obstacle}");
     };
+    if !access::was_sure() {
+        // What it knows of the name may be old.
+        access::await_service();
+        ereport!(
+            ERROR,
+            PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+            "could not serialize access: the members of the cluster changed during the statement"
+        );
+    }
     users::raise(&work.operation, name, obstacle)
 }

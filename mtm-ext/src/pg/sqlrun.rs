@@ -2,8 +2,35 @@
 
 use pgrx::pg_sys;
 
-/// Runs `body` in a transaction with a snapshot.
+thread_local! {
+    /// How many queries of our own are being run.
+    static OWN: core::cell::Cell<u32> = const { core::cell::Cell::new(0) };
+}
+
+/// Whether a query of our own is being run, and not the client's.
+pub fn is_own() -> bool {
+    OWN.get() > 0
+}
+
+struct Own;
+
+impl Own {
+    fn new() -> Self {
+        OWN.set(OWN.get() + 1);
+        Self
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        OWN.set(OWN.get() - 1);
+    }
+}
+
+/// Runs `body`, a query of our own, in a transaction with a snapshot. It is not refused as a
+/// client's would be on a node that is not online: what is decided must be carried out.
 pub fn in_transaction<R>(body: impl FnOnce() -> R) -> R {
+    let _own = Own::new();
     // SAFETY: outside a transaction, in a process with a database; an ERROR in `body` leaves the
     // transaction to the caller's error handling.
     unsafe {

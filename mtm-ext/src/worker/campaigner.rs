@@ -116,6 +116,7 @@ fn begin(me: NodeId) {
             "Raise multimaster.max_transactions and start the server again."
         );
     }
+    header.unsettled.store(1, Ordering::Release);
     for (gid, found) in start.found {
         machine::feed(Input::Found { gid, found });
     }

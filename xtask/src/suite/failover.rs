@@ -14,6 +14,7 @@ checks!("failover":
     one_killed_under_load,
     one_frozen_under_load,
     all_killed_under_load,
+    acknowledged_is_seen_after_all_were_killed,
     away_for_long,
     killed_while_it_recovers,
     origin_killed_in_commit,
@@ -133,6 +134,43 @@ fn all_killed_under_load(a: &Arena) -> Result<()> {
     println!("    all online {} after their start", seconds(back));
     all_is_well(a, "f_all")?;
     report.witness.check(a, "f_all")
+}
+
+/// What was acknowledged just before all servers were killed, nobody misses who is answered after
+/// their start.
+fn acknowledged_is_seen_after_all_were_killed(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE f_seen(id int PRIMARY KEY)")?;
+    let mut acknowledged = 0;
+    for round in 0..6 {
+        let sessions = a.ids().into_iter().map(|id| Ok((id, a.on(id)?)));
+        let sessions = sessions.collect::<Result<Vec<_>>>()?;
+        acknowledged += std::thread::scope(|scope| {
+            let writers: Vec<_> = sessions
+                .iter()
+                .map(|(id, session)| {
+                    let sql = format!("INSERT INTO f_seen VALUES ({})", round * 10 + id);
+                    scope.spawn(move || usize::from(session.run(&sql).is_ok()))
+                })
+                .collect();
+            writers.into_iter().map(|w| w.join().expect("no panic in a writer")).sum::<usize>()
+        });
+        a.cluster.each(crate::server::Server::kill)?;
+        a.cluster.each(crate::server::Server::start)?;
+        a.cluster.each(|server| {
+            until("it answers", GO_ON_WITHIN, || {
+                let session = server.connect()?;
+                let seen = session.one("SELECT count(*) FROM f_seen")?.parse::<usize>()?;
+                Ok(Some((seen >= acknowledged, seen)))
+            })
+            .and_then(|(all, seen)| {
+                ensure!(all, "node {} shows {seen} rows of {acknowledged}", server.id);
+                Ok(())
+            })
+        })?;
+    }
+    ensure!(acknowledged >= 6, "only {acknowledged} were acknowledged");
+    // The members of the last start may still be changing.
+    until("all is well", BACK_WITHIN, || all_is_well(a, "f_seen").map(Some))
 }
 
 /// A node misses thousands of transactions and takes them over while more come in.

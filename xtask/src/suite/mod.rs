@@ -8,6 +8,7 @@ pub mod arena;
 mod commit;
 pub mod compare;
 mod conflicts;
+mod cut;
 mod ddl;
 mod failing;
 mod failover;

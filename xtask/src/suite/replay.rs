@@ -3,12 +3,11 @@
 use super::arena::Arena;
 use super::checks;
 use super::compare;
+use super::cut::Cut;
 use crate::server::DATABASE;
 use crate::session::Session;
 use crate::wait::until;
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::time::Duration;
 
 checks!("replay":
@@ -275,14 +274,6 @@ const HOLDS: &str = "CREATE FUNCTION r_holds() RETURNS trigger LANGUAGE plpgsql 
         RETURN NEW;
     END $$";
 
-/// The process on the session's node that takes what a node sends.
-fn pipe_from(session: &Session, node: usize) -> Result<Pid> {
-    let pipe = format!(
-        "SELECT pid FROM pg_stat_activity WHERE query LIKE 'CALL mtm.dmq\\_receive({node},%'"
-    );
-    Ok(Pid::from_raw(session.one(&pipe)?.parse()?))
-}
-
 /// A transaction takes long, and another donor is chosen meanwhile. What the first one's replay has
 /// begun is brought to its end, and whoever stands in the next one's way is ended as before.
 fn another_donor_takes_over(a: &Arena) -> Result<()> {
@@ -322,10 +313,9 @@ fn another_donor_takes_over(a: &Arena) -> Result<()> {
     let other = 3 - donor;
     let on =
         |id| a.cluster.node(id)?.connect_as(DATABASE, "mtm_admin").map_err(anyhow::Error::from);
-    let (donor_s, other_s) = (on(donor)?, on(other)?);
+    let other_s = on(other)?;
     // Neither hears the other from here on, and so another donor is chosen.
-    let receivers = [pipe_from(&session, donor)?, pipe_from(&donor_s, 3)?];
-    receivers.iter().try_for_each(|pid| kill(*pid, Signal::SIGSTOP))?;
+    let cut = Cut::between(a, 3, &[donor])?;
     let asks = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE
                 'START_REPLICATION SLOT \"mtm_slot_3\"%recovery%'";
     let taken_over = until("another donor is asked", WITHIN, || {
@@ -333,7 +323,7 @@ fn another_donor_takes_over(a: &Arena) -> Result<()> {
         ensure!(n == "1", "{n} ask node {other} instead of node {donor}");
         Ok(Some(()))
     });
-    receivers.iter().try_for_each(|pid| kill(*pid, Signal::SIGCONT))?;
+    cut.heal()?;
     std::fs::remove_file(&held)?;
     taken_over?;
     is_online(a)?;
@@ -380,20 +370,13 @@ fn seen_commits_keep_nobody_waiting(a: &Arena) -> Result<()> {
         let sql = format!("{many} {}", large(1));
         scope.spawn(move || second.run(&sql));
         prepared("2")?;
-        // Nothing passes between node 3 and the others any more, and what was on its way is lost.
-        let mut pipes = vec![pipe_from(&node_3, 1)?, pipe_from(&node_3, 2)?];
-        for id in [1, 2] {
-            pipes.push(pipe_from(&a.cluster.node(id)?.connect_as(DATABASE, "mtm_admin")?, 3)?);
-        }
-        let all = |signal| pipes.iter().try_for_each(|pid| kill(*pid, signal));
-        all(Signal::SIGSTOP)?;
+        let cut = Cut::between(a, 3, &[1, 2])?;
         // The others abort both and forget them, so that nobody can tell.
         let forgotten = until("the others go on and forget both", WITHIN, || {
             a.run(1, "INSERT INTO r_free VALUES (100) ON CONFLICT DO NOTHING")?;
             nothing_remembered(a, &[1, 2])
         });
-        all(Signal::SIGTERM)?;
-        all(Signal::SIGCONT)?;
+        cut.reset()?;
         forgotten?;
         lock.run("ROLLBACK")?;
         is_online(a)

@@ -2,6 +2,7 @@
 
 use super::arena::Arena;
 use super::checks;
+use super::cut::Cut;
 use super::failover::{GO_ON_WITHIN, is_online};
 use crate::server::{DATABASE, Server};
 use crate::wait::until;
@@ -27,6 +28,7 @@ checks!("twophase":
     members_come_back_meanwhile,
     origin_dies_and_others_end_it,
     all_killed_while_prepared,
+    not_unknown_to_who_was_cut_off,
 );
 
 /// Rows of the table on all nodes, once they are the same.
@@ -366,4 +368,33 @@ fn all_killed_while_prepared(a: &Arena) -> Result<()> {
     a.run(1, "COMMIT PREPARED 'user-193'")?;
     settles(a, "SELECT id FROM t_all ORDER BY id", "1;3")?;
     super::compare::everything(a)
+}
+
+/// A node that was cut off, and does not know yet that the others have gone on without it, says
+/// of no transaction that they have prepared meanwhile that there is none.
+fn not_unknown_to_who_was_cut_off(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE t_cut(id int PRIMARY KEY)")?;
+    for id in 0..3 {
+        let end = format!("COMMIT PREPARED 'user-cut-{id}'");
+        let cut_off = a.on(3)?;
+        let cut = Cut::between(a, 3, &[1, 2])?;
+        let prepare =
+            format!("BEGIN; INSERT INTO t_cut VALUES ({id}); PREPARE TRANSACTION 'user-cut-{id}'");
+        until("the others go on", GO_ON_WITHIN, || a.run(1, &prepare).map(Some))?;
+        let ended = std::thread::scope(|scope| {
+            let ended = scope.spawn(|| {
+                until("it is ended on node 3", GO_ON_WITHIN, || match cut_off.run(&end) {
+                    Ok(_) => Ok(Some(Ok(()))),
+                    Err(error) if error.state == "42704" => Ok(Some(Err(error))),
+                    Err(error) => Err(error.into()),
+                })
+            });
+            std::thread::sleep(Duration::from_millis(500));
+            cut.reset()?;
+            ended.join().expect("no panic in a client")
+        })?;
+        ended?;
+        is_online(a, 3)?;
+    }
+    settles(a, "SELECT count(*) FROM t_cut", "3")
 }

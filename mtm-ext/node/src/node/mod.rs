@@ -23,7 +23,7 @@ use retention::Retention;
 use crate::entry::{Entry, Role, Waits};
 use crate::peer_message::PeerMessage;
 use crate::table::{Slot, Table};
-use mtm_core::{Gid, Instant, Machine, NodeId, NodeSet, Outbox, Xid};
+use mtm_core::{Gid, Instant, MAX_NODES, Machine, NodeId, NodeSet, Outbox, Xid};
 use mtm_generations as generations;
 use mtm_generations::{Membership, StatusInGeneration};
 use mtm_paxos::commit::{CoordinatorState, ParticipantState, Report};
@@ -42,6 +42,8 @@ pub struct Core {
     retry_us: u64,
     next_retry: Option<Instant>,
     retention: Retention,
+    /// One more than the highest number of each origin that a restart has found.
+    found: Below,
     #[cfg(feature = "planted-bugs")]
     planted: Option<Bug>,
 }
@@ -57,6 +59,7 @@ impl Core {
             retry_us,
             next_retry: None,
             retention: Retention::new(),
+            found: [Xid(0); MAX_NODES as usize],
             #[cfg(feature = "planted-bugs")]
             planted: None,
         }
@@ -142,6 +145,14 @@ impl<'a> Node<'a> {
             }
             Role::Peer(_) | Role::Own(_) => None,
         })
+    }
+
+    /// Whether something may be committed, and even acknowledged, that readers on this node do not
+    /// see yet: a restart has brought it back as prepared, and it is not settled. A node that comes
+    /// back alone learns of it before it is ONLINE, but not when all come back together. Until it
+    /// is settled, this node must answer no reader.
+    pub fn may_lack_commits(&self) -> bool {
+        self.held().any(|(gid, _)| gid.xid < self.core.found[gid.origin.index()])
     }
 
     /// What a restart must know of transactions that have left no trace in the server itself: for

@@ -31,6 +31,8 @@ impl Node<'_> {
             _ => LocalXid(0),
         };
         self.core.retention.seen(&gid);
+        let highest = &mut self.core.found[gid.origin.index()];
+        *highest = (*highest).max(Xid(gid.xid.0.saturating_add(1)));
         let entry = self.table.entry(gid, || Entry::new(role))?;
         (entry.role, entry.local) = (role, local);
         Ok(())

@@ -196,7 +196,14 @@ pub fn statement(about: impl Fn() -> About) {
             }
             return;
         }
-        Standing::Moves => wait_until_served(false),
+        Standing::Moves => {
+            let unsettled = shmem::header().unsettled.load(Ordering::Acquire) != 0;
+            wait_until_served(false);
+            if unsettled {
+                // Its snapshot may be older than what it has waited for.
+                refuse_became_online();
+            }
+        }
         // It has become a node just now.
         Standing::Away if machine::look(|_| ()).is_none() => wait_until_served(true),
         Standing::Away => refuse(),
@@ -226,13 +233,17 @@ fn refuse_old_snapshot(about: impl Fn() -> About) {
     if OLD_SNAPSHOT.get() != access::transaction() {
         OLD_SNAPSHOT.set(0);
     } else if access::keeps_its_snapshot() && about() == About::Data {
-        report::error(
-            PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
-            "could not serialize access: this node became online during the transaction",
-            "The transaction's snapshot is older than that.",
-            "Try the transaction again.",
-        );
+        refuse_became_online();
     }
+}
+
+fn refuse_became_online() -> ! {
+    report::error(
+        PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+        "could not serialize access: this node became online during the transaction",
+        "The transaction's snapshot is older than that.",
+        "Try the transaction again.",
+    )
 }
 
 /// Waits while the node moves into a new generation; if it is `new`, also while it looks for its

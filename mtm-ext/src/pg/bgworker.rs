@@ -206,6 +206,9 @@ pub fn set_config(name: &core::ffi::CStr, value: &core::ffi::CStr) {
 
 /// Handles a stop request (by not returning) and a configuration reload.
 pub fn handle_signals() {
+    if asked_for_us().is_some_and(|us| us > END_US) {
+        end_at_once();
+    }
     if proc::is_to_end() {
         crate::worker::leave_nothing_open();
     }
@@ -225,6 +228,8 @@ static NOTES_END: AtomicBool = AtomicBool::new(false);
 static ASKED_TO_END: AtomicU64 = AtomicU64::new(0);
 /// A stopping server and its monitor may both ask, one after the other; who asks again later means it.
 const AGAIN_US: u64 = 5_000_000;
+/// What has not come to its end so long after that is ended as it is.
+const END_US: u64 = 10_000_000;
 
 unsafe extern "C-unwind" fn note_end(signal: c_int) {
     let now = proc::now().0;
@@ -253,7 +258,13 @@ pub fn finish_before_end() {
 
 /// Whether this process is to end as soon as it can.
 pub fn is_asked_to_end() -> bool {
-    ASKED_TO_END.load(Ordering::Relaxed) != 0
+    asked_for_us().is_some()
+}
+
+/// For how long it has been asked to end.
+fn asked_for_us() -> Option<u64> {
+    let since = ASKED_TO_END.load(Ordering::Relaxed);
+    (since != 0).then(|| proc::now().0.saturating_sub(since))
 }
 
 /// Requests to end are heeded at once again, also one that was only noted.

@@ -37,7 +37,7 @@ pub fn in_transaction<R>(body: impl FnOnce() -> R) -> R {
         pg_sys::SetCurrentStatementStartTimestamp();
         pg_sys::StartTransactionCommand();
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-        let result = body();
+        let result = with_own_names(body);
         if pg_sys::ActiveSnapshotSet() {
             pg_sys::PopActiveSnapshot();
         }
@@ -91,6 +91,30 @@ pub fn random_u64() -> u64 {
         pgrx::error!("no source of randomness");
     }
     u64::from_be_bytes(bytes)
+}
+
+/// Runs `body`, in a transaction, so that names and operators in it are the server's own, whatever
+/// the client's or the database's `search_path` is: nobody may slip an operator of his into a query
+/// that decides what he may do, or that runs with other rights than his.
+pub fn with_own_names<R>(body: impl FnOnce() -> R) -> R {
+    // SAFETY: inside a transaction, whose end takes the setting back after an ERROR; both are C
+    // strings.
+    unsafe {
+        let level = pg_sys::NewGUCNestLevel();
+        pg_sys::set_config_option(
+            c"search_path".as_ptr(),
+            c"pg_catalog, pg_temp".as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_SAVE,
+            true,
+            0,
+            false,
+        );
+        let result = body();
+        pg_sys::AtEOXact_GUC(false, level);
+        result
+    }
 }
 
 /// Runs `body` with an active snapshot, in the running transaction.

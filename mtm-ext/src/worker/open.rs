@@ -152,11 +152,9 @@ fn look(state: &mut NodeState, gid: &Gid, waits: bool) -> Turn {
 fn end(gid: &Gid, commit: bool) {
     KEPT.set(None);
     if !commit {
-        twophase::abort();
-        closed(gid);
+        close(gid);
         return;
     }
-    twophase::give_back_place();
     xact::mark_origin(Lsn(0));
     let committed = bgworker::catching(AssertUnwindSafe(twophase::commit_unflushed));
     xact::unmark_commit_record();
@@ -168,6 +166,8 @@ fn end(gid: &Gid, commit: bool) {
             "This server restarts and applies it again."
         );
     }
+    // Whoever gets it is behind the commit in the log: a crash that undoes the commit finds it free.
+    twophase::give_back_place();
     let end = wal::last_commit();
     machine::feed_after(Input::Visible(*gid), |state| {
         if let Some(note) = state.notes.get_mut(gid) {
@@ -177,9 +177,11 @@ fn end(gid: &Gid, commit: bool) {
     SEEN.with_borrow_mut(|seen| seen.push_back((*gid, end, proc::now())));
 }
 
-/// It is rolled back: the promise is over, durably.
-fn closed(gid: &Gid) {
-    flush(message::log(c"mtm-closed", &journal::gid_bytes(gid), false));
+/// Rolls it back: the promise is over, durably. The record comes before others may have the place.
+fn close(gid: &Gid) {
+    let end = message::log(c"mtm-closed", &journal::gid_bytes(gid), false);
+    twophase::abort();
+    flush(end);
     machine::feed_after(Input::Finished(*gid), |state| {
         state.notes.remove(gid);
     });

@@ -31,6 +31,8 @@ const LOST_US: u64 = 10_000_000;
 /// How long a peer may take to answer when nothing is set, in seconds.
 const CONNECT_S: i32 = 10;
 const FEEDBACK_US: u64 = 1_000_000;
+/// How often to look whether an earlier receiver of the same stream has ended.
+const EARLIER_US: u64 = 10_000;
 /// How often what is held is delivered again, at least.
 const HELD_US: u64 = 10_000;
 /// How long a peer that is shutting down is kept waiting for what it could still settle.
@@ -75,6 +77,13 @@ pub fn run(node: u8) {
     bgworker::connect_to_database(header.database.load(Ordering::Relaxed));
     xact::set_applying();
     let peer = shmem::peer(origin);
+    // An earlier one that was told to end may be bringing its replay to its end. Until then its
+    // workers and its files are its own.
+    let earlier = peer.receiver.load(Ordering::Acquire);
+    while earlier != proc::my_procno() && recovery::replayer() == Some(earlier) {
+        proc::wait(None, Some(EARLIER_US));
+        bgworker::handle_signals();
+    }
     peer.streaming.store(0, Ordering::Release);
     peer.receiver.store(proc::my_procno(), Ordering::Release);
     peer.receiver_pid.store(proc::my_pid(), Ordering::Release);

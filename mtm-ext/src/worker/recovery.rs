@@ -101,7 +101,8 @@ impl Replay {
         }
         bgworker::finish_before_end();
         bgworker::set_config(c"synchronous_commit", c"off");
-        bgworker::set_config(c"lock_timeout", c"0");
+        // The resolver makes way much sooner. It may have ended, with the server.
+        bgworker::set_config(c"lock_timeout", c"10s");
         header.replay_begun_us.store(proc::now().0, Ordering::Release);
         header.replay_begun_lsn.store(from.0, Ordering::Release);
         proc::wake(header.resolver.load(Ordering::Acquire));
@@ -689,9 +690,12 @@ pub fn at_exit() {
 
 impl Drop for Replay {
     fn drop(&mut self) {
-        shmem::header().replayer.let_go(me());
-        machine::wake_receivers();
-        bgworker::end_at_once();
+        // After an ERROR this process is about to end, and `at_exit` sees what it leaves behind.
+        if !std::thread::panicking() {
+            shmem::header().replayer.let_go(me());
+            machine::wake_receivers();
+            bgworker::end_at_once();
+        }
         for (_, event) in self.events.drain(..) {
             if let Event::Commit(Commit { task: Some(task), .. }) = event {
                 task.discard();

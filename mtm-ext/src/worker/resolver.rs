@@ -18,8 +18,6 @@ const LOOK_US: u64 = 10_000;
 const IDLE_US: u64 = 1_200_000;
 /// Who is in the way of recovery for longer than this, and does not heed a cancel, is ended.
 const PATIENCE_US: u64 = 200_000;
-/// A replay that has not come to its end so long after the server was told to stop is ended.
-const END_US: u64 = 10_000_000;
 /// Recovery that waits for so long is worth a line in the log.
 const COMPLAIN_US: u64 = 5_000_000;
 
@@ -35,10 +33,10 @@ pub fn run() {
 fn serve() {
     let mut waiting = BTreeMap::new();
     bgworker::finish_before_end();
-    let mut asked = None;
     loop {
-        if bgworker::is_asked_to_end() {
-            asked = end(asked);
+        // A replay that brings to its end what it has begun may need this process.
+        if bgworker::is_asked_to_end() && recovery::replayer().is_none() {
+            bgworker::end_at_once();
         }
         bgworker::handle_signals();
         finish::orphans();
@@ -46,24 +44,6 @@ fn serve() {
         open::note_left();
         let replays = recovery::replayer().is_some();
         proc::wait(None, Some(if replays { LOOK_US } else { IDLE_US }));
-    }
-}
-
-/// The server stops. A replay, which brings to its end what it has begun, may need this process;
-/// one that takes long is told to end as it is. Returns since when it is waited for.
-fn end(asked: Option<Instant>) -> Option<Instant> {
-    let now = proc::now();
-    let Some(replayer) = recovery::replayer() else {
-        bgworker::end_at_once();
-        return asked;
-    };
-    match asked {
-        Some(since) if now.since(since) > END_US => {
-            proc::terminate(replayer);
-            None
-        }
-        Some(since) => Some(since),
-        None => Some(now),
     }
 }
 

@@ -34,8 +34,9 @@ impl Cut {
     ///
     /// # Errors
     /// When a process is gone.
-    pub(super) fn heal(mut self) -> Result<()> {
-        self.processes.drain(..).try_for_each(|process| Ok(kill(process, Signal::SIGCONT)?))
+    pub(super) fn heal(self) -> Result<()> {
+        // Whatever the first error is, `drop` lets all others go on.
+        self.processes.iter().try_for_each(|process| Ok(kill(*process, Signal::SIGCONT)?))
     }
 
     /// What was on its way is lost, and the nodes have to connect anew.

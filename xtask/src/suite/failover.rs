@@ -140,35 +140,39 @@ fn all_killed_under_load(a: &Arena) -> Result<()> {
 /// their start.
 fn acknowledged_is_seen_after_all_were_killed(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE f_seen(id int PRIMARY KEY)")?;
-    let mut acknowledged = 0;
+    let mut acknowledged: Vec<String> = Vec::new();
     for round in 0..6 {
+        a.ids().into_iter().try_for_each(|id| is_online(a, id))?;
         let sessions = a.ids().into_iter().map(|id| Ok((id, a.on(id)?)));
         let sessions = sessions.collect::<Result<Vec<_>>>()?;
-        acknowledged += std::thread::scope(|scope| {
+        acknowledged.extend(std::thread::scope(|scope| {
             let writers: Vec<_> = sessions
                 .iter()
                 .map(|(id, session)| {
-                    let sql = format!("INSERT INTO f_seen VALUES ({})", round * 10 + id);
-                    scope.spawn(move || usize::from(session.run(&sql).is_ok()))
+                    let row = (round * 10 + id).to_string();
+                    let sql = format!("INSERT INTO f_seen VALUES ({row})");
+                    scope.spawn(move || session.run(&sql).is_ok().then_some(row))
                 })
                 .collect();
-            writers.into_iter().map(|w| w.join().expect("no panic in a writer")).sum::<usize>()
-        });
+            let rows = writers.into_iter().map(|w| w.join().expect("no panic in a writer"));
+            rows.flatten().collect::<Vec<_>>()
+        }));
+        let (n, rows) = (acknowledged.len(), acknowledged.join(", "));
+        let seen = format!("SELECT count(*) FROM f_seen WHERE id IN ({rows})");
         a.cluster.each(crate::server::Server::kill)?;
         a.cluster.each(crate::server::Server::start)?;
         a.cluster.each(|server| {
             until("it answers", GO_ON_WITHIN, || {
                 let session = server.connect()?;
-                let seen = session.one("SELECT count(*) FROM f_seen")?.parse::<usize>()?;
-                Ok(Some((seen >= acknowledged, seen)))
+                Ok(Some(session.one(&seen)?.parse::<usize>()?))
             })
-            .and_then(|(all, seen)| {
-                ensure!(all, "node {} shows {seen} rows of {acknowledged}", server.id);
+            .and_then(|seen| {
+                ensure!(seen == n, "node {} shows {seen} rows of {n}", server.id);
                 Ok(())
             })
         })?;
     }
-    ensure!(acknowledged >= 6, "only {acknowledged} were acknowledged");
+    ensure!(acknowledged.len() >= 6, "only {} were acknowledged", acknowledged.len());
     // The members of the last start may still be changing.
     until("all is well", BACK_WITHIN, || all_is_well(a, "f_seen").map(Some))
 }

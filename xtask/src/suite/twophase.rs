@@ -22,6 +22,7 @@ checks!("twophase":
     read_only_prepare,
     finished_on_another_node,
     only_its_owner_ends_it,
+    operators_of_users_decide_nothing,
     one_name_on_two_nodes_at_once,
     two_ends_at_once,
     locks_of_session_and_transaction,
@@ -204,6 +205,29 @@ fn only_its_owner_ends_it(a: &Arena) -> Result<()> {
 }
 
 /// Of two transactions that want one name, one gets it and the other one is told so.
+/// Whatever somebody makes of `=`: who may end what is decided with the server's own.
+fn operators_of_users_decide_nothing(a: &Arena) -> Result<()> {
+    a.run(
+        1,
+        "CREATE TABLE t_trick(id int PRIMARY KEY); CREATE ROLE t_trickster;
+         CREATE SCHEMA t_tricks AUTHORIZATION t_trickster; SET ROLE t_trickster;
+         CREATE FUNCTION t_tricks.yes(name, name) RETURNS bool LANGUAGE sql AS 'SELECT true';
+         CREATE FUNCTION t_tricks.no(xid, xid) RETURNS bool LANGUAGE plpgsql
+             AS 'BEGIN RAISE ''not so''; END';
+         CREATE OPERATOR t_tricks.= (LEFTARG = name, RIGHTARG = name, FUNCTION = t_tricks.yes);
+         CREATE OPERATOR t_tricks.= (LEFTARG = xid, RIGHTARG = xid, FUNCTION = t_tricks.no)",
+    )?;
+    a.run(1, "BEGIN; INSERT INTO t_trick VALUES (1); PREPARE TRANSACTION 'user-trick'")?;
+    let session = a.on(1)?;
+    session.run("SET ROLE t_trickster; SET search_path = t_tricks, pg_catalog")?;
+    let error = session.refused("ROLLBACK PREPARED 'user-trick'")?;
+    ensure!(error.state == "42501", "{error}");
+    session.run("BEGIN; SELECT pg_current_xact_id(); PREPARE TRANSACTION 'user-trickster'")?;
+    session.run("COMMIT PREPARED 'user-trickster'")?;
+    a.run(1, "COMMIT PREPARED 'user-trick'")?;
+    settles(a, "SELECT count(*) FROM t_trick", "1")
+}
+
 fn one_name_on_two_nodes_at_once(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE t_name(id int PRIMARY KEY)")?;
     let (one, two) = (a.on(1)?, a.on(2)?);

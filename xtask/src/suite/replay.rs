@@ -13,6 +13,7 @@ use std::time::Duration;
 checks!("replay":
     everything_in_its_order,
     a_worker_is_terminated,
+    the_monitor_is_terminated,
     killed_in_the_middle,
     stopped_in_the_middle,
     others_make_way,
@@ -202,6 +203,21 @@ fn a_worker_is_terminated(a: &Arena) -> Result<()> {
     // A server that had to start again would have ended this session.
     session.run("SELECT 1").context("the server has started again")?;
     all_counted(a, "r_term", 250)
+}
+
+/// The next one starts all processes again while those that replay come to their end: nothing is
+/// done twice.
+fn the_monitor_is_terminated(a: &Arena) -> Result<()> {
+    miss(a, "r_monitor", 250)?;
+    a.cluster.node(3)?.start()?;
+    let session = admin(a)?;
+    workers_replay(&session)?;
+    let ended = session.one(
+        "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid))
+           FROM pg_stat_activity WHERE backend_type = 'mtm-monitor'",
+    )?;
+    ensure!(ended == "1", "{ended} monitors were ended");
+    all_counted(a, "r_monitor", 250)
 }
 
 fn killed_in_the_middle(a: &Arena) -> Result<()> {

@@ -9,7 +9,7 @@ use crate::wait::until;
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
-/// How long a client cares about a PREPARE that was not answered.
+/// How long a client cares about a PREPARE that was not answered, and of which a node knows nothing.
 const UNCERTAIN: Duration = Duration::from_secs(4);
 /// `undefined_object`: no prepared transaction has this name.
 const NO_SUCH: &str = "42704";
@@ -72,12 +72,22 @@ impl Client<'_> {
         session.patience(PATIENCE / 3).run(sql).map(drop)
     }
 
-    /// Nobody said whether it is prepared: rolls it back if it is.
+    /// Nobody said whether it is prepared: rolls it back if it is. Who leaves it would leave its
+    /// locks, too, so a cluster that does not answer is asked again.
     fn give_up(&mut self, name: &str, error: SqlError) -> Failure {
         let start = Instant::now();
-        while start.elapsed() < UNCERTAIN {
-            if self.elsewhere(&format!("ROLLBACK PREPARED '{name}'")).is_ok() {
-                return at_commit(rolled_back());
+        let mut not_there = None;
+        let is_over = |since: &Option<Instant>| {
+            since.is_some_and(|since| since.elapsed() > UNCERTAIN) || start.elapsed() > 2 * PATIENCE
+        };
+        while !is_over(&not_there) {
+            match self.elsewhere(&format!("ROLLBACK PREPARED '{name}'")) {
+                Ok(()) => return at_commit(rolled_back()),
+                // It may still be on its way.
+                Err(error) if error.state == NO_SUCH => {
+                    not_there.get_or_insert_with(Instant::now);
+                }
+                Err(_) => {}
             }
             std::thread::sleep(Duration::from_millis(200));
         }

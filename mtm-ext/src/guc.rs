@@ -58,6 +58,15 @@ pub enum Prevention {
     Smart,
 }
 
+/// How long connecting to a peer, or its answer, may take, in seconds: what is set, at least 2 as in
+/// libpq, or `unset`.
+pub fn connect_timeout_s(unset: u32) -> u32 {
+    match CONNECT_TIMEOUT.get() {
+        0 => unset,
+        s => s.max(2).unsigned_abs(),
+    }
+}
+
 /// Registers all settings. Only in `_PG_init` under `shared_preload_libraries`.
 pub fn init() {
     GucRegistry::define_int_guc(

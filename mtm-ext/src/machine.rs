@@ -69,11 +69,10 @@ pub fn announce(xid: LocalXid, operation: Option<Operation>) -> Result<Option<Ef
 
 /// Steps the machine after `note`, in one locked section with it.
 pub fn feed_after(input: Input, note: impl FnOnce(&mut NodeState)) -> Vec<Effect> {
-    let noted = |state: &mut NodeState| {
+    feed_if(input, |state| {
         note(state);
         true
-    };
-    run(input, Finisher::Workers, noted)
+    })
 }
 
 /// Steps the machine if `note` says so, in one locked section with it.

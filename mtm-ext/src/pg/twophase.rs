@@ -86,13 +86,10 @@ pub fn current_role() -> String {
 /// this transaction until [`give_back_place`] or its abort.
 pub fn rehearse(name: &[u8]) {
     let gid = CString::new(name).expect("the name came as a C string");
-    // SAFETY: as PrepareTransaction does, in its order; the place is nobody else's meanwhile and
-    // not valid, so that nobody sees it. What StartPrepare collects is overwritten by its next
-    // call.
+    // SAFETY: as PrepareTransaction does, in its order. What StartPrepare collects is overwritten
+    // by its next call.
     unsafe {
-        let xid = pg_sys::GetTopTransactionId();
-        let (now, owner) = (pg_sys::GetCurrentTimestamp(), pg_sys::GetUserId());
-        let place = sys::MarkAsPreparing(xid, gid.as_ptr(), now, owner, pg_sys::MyDatabaseId);
+        let place = reserve(&gid);
         sys::AtPrepare_RelationMap();
         // Only such locks can be the session's and the transaction's at once. Not always: it
         // leaves counts of strong locks behind if the transaction fails after all.
@@ -106,12 +103,21 @@ pub fn rehearse(name: &[u8]) {
 /// Keeps a place among the prepared transactions for the running one, under this name, until
 /// [`give_back_place`] or its abort; an ERROR if there is none.
 pub fn take_place(name: &str) {
-    let gid = CString::new(name).expect("a gid has no zero byte");
-    // SAFETY: inside a transaction; as in `rehearse`.
+    // SAFETY: inside a transaction.
+    unsafe { reserve(&CString::new(name).expect("a gid has no zero byte")) };
+}
+
+/// Reserves a place among the prepared transactions, as PrepareTransaction does: nobody else's
+/// meanwhile and not valid, so that nobody sees it.
+///
+/// # Safety
+/// Inside a transaction.
+unsafe fn reserve(gid: &core::ffi::CStr) -> *mut core::ffi::c_void {
+    // SAFETY: the name is copied.
     unsafe {
         let xid = pg_sys::GetTopTransactionId();
         let (now, owner) = (pg_sys::GetCurrentTimestamp(), pg_sys::GetUserId());
-        sys::MarkAsPreparing(xid, gid.as_ptr(), now, owner, pg_sys::MyDatabaseId);
+        sys::MarkAsPreparing(xid, gid.as_ptr(), now, owner, pg_sys::MyDatabaseId)
     }
 }
 

@@ -99,10 +99,11 @@ pub fn leave_nothing() {
 /// new is promised.
 pub fn is_nothing_left() -> bool {
     leave_nothing();
-    if let Some(newest) = seen_anywhere().into_iter().map(|(_, end)| end).max() {
+    let seen = seen_anywhere();
+    if let Some(newest) = seen.iter().map(|(_, end)| *end).max() {
         flush(newest);
     }
-    note_left();
+    note_finished(seen);
     let open = |(_, note): (&Gid, &shmem::Note)| (note.open != 0).then_some(note.worker);
     let left: Vec<_> = shmem::node(|state| state.notes.iter().filter_map(open).collect());
     left.iter().copied().for_each(proc::wake);
@@ -119,8 +120,13 @@ fn seen_anywhere() -> Vec<(Gid, Lsn)> {
 /// Notes as finished what other processes have committed and what is durable by now: they may be
 /// waiting for something else, as for a row or for another outcome.
 pub fn note_left() {
+    note_finished(seen_anywhere());
+}
+
+/// Of these, those that are durable.
+fn note_finished(seen: Vec<(Gid, Lsn)>) {
     let durable = wal::flushed();
-    for (gid, _) in seen_anywhere().into_iter().filter(|(_, end)| *end <= durable) {
+    for (gid, _) in seen.into_iter().filter(|(_, end)| *end <= durable) {
         // Unless its own process has just done so.
         machine::feed_if(Input::Finished(gid), |state| {
             let seen = state.notes.get_mut(&gid).is_some_and(|note| note.seen != 0);

@@ -29,7 +29,7 @@ const RETRY_US: u64 = 300_000;
 /// The same where nothing can be hoped for.
 const LOST_US: u64 = 10_000_000;
 /// How long a peer may take to answer when nothing is set, in seconds.
-const CONNECT_S: i32 = 10;
+const CONNECT_S: u32 = 10;
 const FEEDBACK_US: u64 = 1_000_000;
 /// How often to look whether an earlier receiver of the same stream has ended.
 const EARLIER_US: u64 = 10_000;
@@ -328,12 +328,9 @@ impl Receiver {
     fn connect(&self, recovery: bool) -> Result<Conn, ConnError> {
         let extra = [("replication", "database"), ("application_name", "mtm_receiver")];
         let conninfo = shmem::conninfo(self.origin);
-        let limit_s = match guc::CONNECT_TIMEOUT.get() {
-            0 => CONNECT_S,
-            s => s.max(2),
-        };
-        let mut conn = Conn::connect(&conninfo, &extra, limit_s)?;
-        conn.limit_waits(Some(u64::from(limit_s.unsigned_abs()) * 1_000_000));
+        let limit_s = guc::connect_timeout_s(CONNECT_S);
+        let mut conn = Conn::connect(&conninfo, &extra, limit_s.cast_signed())?;
+        conn.limit_waits(Some(u64::from(limit_s) * 1_000_000));
         let me = shmem::header().me().map_or(0, NodeId::get);
         let slot = conn.identifier(&format!("mtm_slot_{me}"))?;
         let mode = if recovery { "recovery" } else { "normal" };

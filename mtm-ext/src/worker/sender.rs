@@ -95,10 +95,7 @@ fn connect(node: NodeId, link: &mut Link) -> Result<(), ConnError> {
     if let State::Down { until } = link.state
         && until <= proc::now()
     {
-        let timeout_s = match guc::CONNECT_TIMEOUT.get() {
-            0 => CONNECT_S,
-            s => s.max(2).unsigned_abs(),
-        };
+        let timeout_s = guc::connect_timeout_s(CONNECT_S);
         link.state = State::Opening(open_pipe(node, timeout_s, "mtm.dmq_receive")?);
     }
     link.state = match core::mem::take(&mut link.state) {

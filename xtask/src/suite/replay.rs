@@ -4,6 +4,7 @@ use super::arena::Arena;
 use super::checks;
 use super::compare;
 use super::cut::Cut;
+use super::failing::said_since;
 use crate::server::DATABASE;
 use crate::session::Session;
 use crate::wait::until;
@@ -254,9 +255,8 @@ fn stopped_in_the_middle(a: &Arena) -> Result<()> {
         node.stop()?;
     }
     ensure!(stopped > 0, "it was never stopped while workers replayed");
-    let log = std::fs::read(&node.log)?;
-    let said = String::from_utf8_lossy(&log[usize::try_from(from)?..]).into_owned();
-    ensure!(!said.contains("PANIC"), "node 3 did not stop in an orderly way");
+    let panics = said_since(node, from, "PANIC")?;
+    ensure!(panics == 0, "node 3 did not stop in an orderly way");
     println!("    stopped {stopped} times");
     node.start()?;
     all_counted(a, "r_stop", 250)
@@ -327,9 +327,7 @@ fn another_donor_takes_over(a: &Arena) -> Result<()> {
     })?;
     let donor: usize = session.one("SELECT from_node FROM mtm.recovery_progress()")?.parse()?;
     let other = 3 - donor;
-    let on =
-        |id| a.cluster.node(id)?.connect_as(DATABASE, "mtm_admin").map_err(anyhow::Error::from);
-    let other_s = on(other)?;
+    let other_s = a.cluster.node(other)?.connect_as(DATABASE, "mtm_admin")?;
     // Neither hears the other from here on, and so another donor is chosen.
     let cut = Cut::between(a, 3, &[donor])?;
     let asks = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE

@@ -1,5 +1,6 @@
 //! Restart and recovery: what the WAL, this node's own or a donor's, says of transactions.
 
+use super::retention::pass;
 use super::{Bug, Effect, Found, Misuse, Node};
 use crate::entry::{DonorsWord, Entry, Role};
 use mtm_core::{GenNum, Gid, Instant, LocalXid, Outbox, Xid};
@@ -31,8 +32,7 @@ impl Node<'_> {
             _ => LocalXid(0),
         };
         self.core.retention.seen(&gid);
-        let highest = &mut self.core.found[gid.origin.index()];
-        *highest = (*highest).max(Xid(gid.xid.0.saturating_add(1)));
+        pass(&mut self.core.found, &gid);
         let entry = self.table.entry(gid, || Entry::new(role))?;
         (entry.role, entry.local) = (role, local);
         Ok(())

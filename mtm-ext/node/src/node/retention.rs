@@ -90,14 +90,19 @@ impl Retention {
 
     /// There is an entry of this transaction.
     pub(super) fn seen(&mut self, gid: &Gid) {
-        let highest = &mut self.highest[gid.origin.index()];
-        *highest = (*highest).max(Xid(gid.xid.0.saturating_add(1)));
+        pass(&mut self.highest, gid);
     }
 
     /// A checkpoint with this is durable.
     pub(super) fn saved(&mut self, below: &Below) {
         raise(&mut self.saved, below);
     }
+}
+
+/// Raises the number of its origin above this transaction's.
+pub(super) fn pass(below: &mut Below, gid: &Gid) {
+    let below = &mut below[gid.origin.index()];
+    *below = (*below).max(Xid(gid.xid.0.saturating_add(1)));
 }
 
 fn raise(mine: &mut Below, theirs: &Below) {

@@ -83,19 +83,17 @@ pub(super) fn after() {
 /// Whether the server lets this session end the transaction.
 fn may_end(user: &User) -> bool {
     let mut may = false;
-    sqlrun::with_snapshot(|| {
-        let ask = || {
-            Spi::connect(|client| {
-                let query = "SELECT 1 FROM pg_catalog.pg_prepared_xacts \
+    let ask = || {
+        let found: Result<bool, spi::Error> = Spi::connect(|client| {
+            let query = "SELECT 1 FROM pg_catalog.pg_prepared_xacts \
                  WHERE transaction = $1::pg_catalog.text::pg_catalog.xid \
                  AND (owner = current_user OR (SELECT rolsuper FROM pg_catalog.pg_roles \
                       WHERE rolname = current_user))";
-                let local = user.local.to_string();
-                Ok(!client.select(query, Some(1), &[local.as_str().into()])?.is_empty())
-            })
-        };
-        let found: Result<bool, spi::Error> = sqlrun::with_own_names(ask);
+            let local = user.local.to_string();
+            Ok(!client.select(query, Some(1), &[local.as_str().into()])?.is_empty())
+        });
         may = found.unwrap_or(false);
-    });
+    };
+    sqlrun::with_own_names(|| sqlrun::with_snapshot(ask));
     may
 }

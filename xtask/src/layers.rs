@@ -7,6 +7,7 @@ use crate::host::repository;
 use crate::suite::{Plan, Tally};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -84,12 +85,17 @@ pub fn run(options: &Options) -> Result<()> {
             Ok(None) => continue,
             Err(error) => {
                 println!("{layer:?}: {error:#}");
-                Tally { passed: 0, failed: 1 }
+                failed(format!("{layer:?}: {error:#}"))
             }
         };
         let seconds = start.elapsed().as_secs_f64();
         println!("{layer:?}: {} passed, {} failed ({seconds:.0} s)\n", tally.passed, tally.failed);
         sum.add(tally);
+    }
+    if !sum.failures.is_empty() {
+        println!("What failed:");
+        sum.failures.iter().for_each(|what| println!("{}", what.trim_end()));
+        println!();
     }
     println!("{} passed, {} failed", sum.passed, sum.failed);
     if sum.failed > 0 {
@@ -99,6 +105,12 @@ pub fn run(options: &Options) -> Result<()> {
         bail!("nothing was tested");
     }
     Ok(())
+}
+
+fn failed(what: String) -> Tally {
+    let mut tally = Tally::default();
+    tally.fail(what);
+    tally
 }
 
 fn logs_directory() -> Result<PathBuf> {
@@ -185,6 +197,9 @@ fn run_layer(layer: Layer, options: &Options, logs: &Path) -> Result<Option<Tall
     }
 }
 
+/// So many of the last lines of a command that failed are shown again at the end.
+const LAST_LINES: usize = 12;
+
 /// Runs a command, shows what it says line by line, keeps it in a file and counts tests: those
 /// that cargo reports, those of lines ending in `ok` or `FAILED`, or else the command itself.
 fn observe(mut command: Command, logs: &Path, name: &str) -> Result<Tally> {
@@ -199,10 +214,18 @@ fn observe(mut command: Command, logs: &Path, name: &str) -> Result<Tally> {
         .stderr(Stdio::inherit());
     let mut child = command.spawn().with_context(|| format!("cannot run {name}"))?;
     let mut tally = Tally::default();
+    let mut last = VecDeque::with_capacity(LAST_LINES);
     let output = child.stdout.take().context("the output is piped")?;
     for line in BufReader::new(output).lines() {
         let line = line?;
         writeln!(log, "{line}")?;
+        if line.contains("FAILED") || line.contains("panicked at") {
+            tally.failures.push(format!("{name}: {line}"));
+        }
+        if last.len() == LAST_LINES {
+            last.pop_front();
+        }
+        last.push_back(line.clone());
         if let Some(part) = summary(&line) {
             tally.add(part);
         } else if !line.trim_end().ends_with("... ok")
@@ -213,9 +236,14 @@ fn observe(mut command: Command, logs: &Path, name: &str) -> Result<Tally> {
         }
     }
     let status = child.wait()?;
-    if !status.success() && tally.failed == 0 {
-        println!("{name} failed ({status}); its output is in {}", file.display());
-        tally.failed = 1;
+    let what = format!("{name} failed ({status}); its output is in {}", file.display());
+    if tally.failed > 0 {
+        tally.failures.extend(last);
+        tally.failures.push(what);
+    } else if !status.success() {
+        println!("{what}");
+        tally.failures.extend(last);
+        tally.fail(what);
     } else if tally == Tally::default() {
         tally.passed = 1;
     }
@@ -240,19 +268,23 @@ fn summary(line: &str) -> Option<Tally> {
     let mut parts = line.split([';', ',']).map(str::trim);
     let passed = parts.next()?.strip_suffix(" passed")?.parse().ok()?;
     let failed = parts.next()?.strip_suffix(" failed")?.parse().ok()?;
-    Some(Tally { passed, failed })
+    Some(Tally { passed, failed, ..Tally::default() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn counted(passed: usize, failed: usize) -> Tally {
+        Tally { passed, failed, ..Tally::default() }
+    }
+
     #[test]
     fn summaries_are_read() {
         let cargo =
             "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out";
-        assert_eq!(summary(cargo), Some(Tally { passed: 12, failed: 3 }));
-        assert_eq!(summary("7 passed, 0 failed"), Some(Tally { passed: 7, failed: 0 }));
+        assert_eq!(summary(cargo), Some(counted(12, 3)));
+        assert_eq!(summary("7 passed, 0 failed"), Some(counted(7, 0)));
         assert_eq!(summary("test a ... ok"), None);
     }
 }

@@ -123,12 +123,14 @@ pub struct Plan {
 }
 
 /// How many checks passed and failed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Passed.
     pub passed: usize,
     /// Failed.
     pub failed: usize,
+    /// What failed, each with what it said: shown again at the end, where people look first.
+    pub failures: Vec<String>,
 }
 
 impl Tally {
@@ -136,6 +138,13 @@ impl Tally {
     pub fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
+        self.failures.extend(other.failures);
+    }
+
+    /// One more that failed.
+    pub fn fail(&mut self, what: String) {
+        self.failed += 1;
+        self.failures.push(what);
     }
 }
 
@@ -188,14 +197,15 @@ fn run_group(arena: &mut Arena, group: &[Check], plan: &Plan, order: &Order) -> 
     };
     let last = Check::new(first.group, "equal_everywhere", compare::everything);
     for check in wanted.into_iter().chain([&last]) {
-        let passed = run_check(arena, check);
-        match (passed, known_gap(check)) {
-            (true, None) => tally.passed += 1,
-            (false, None) => tally.failed += 1,
-            (false, Some(why)) => println!("    known gap, issue 2: {why}"),
-            (true, Some(_)) => {
+        let result = run_check(arena, check);
+        let passed = result.is_ok();
+        match (result, known_gap(check)) {
+            (Ok(()), None) => tally.passed += 1,
+            (Err(why), None) => tally.fail(format!("check {}\n{why}", check.full_name())),
+            (Err(_), Some(why)) => println!("    known gap, issue 2: {why}"),
+            (Ok(()), Some(_)) => {
                 println!("    passes now: take it out of KNOWN_GAPS");
-                tally.failed += 1;
+                tally.fail(format!("check {} passes now", check.full_name()));
             }
         }
         if !passed {
@@ -213,7 +223,8 @@ fn known_gap(check: &Check) -> Option<&'static str> {
     KNOWN_GAPS.iter().find(|(gap, _)| *gap == name).map(|(_, why)| *why)
 }
 
-fn run_check(arena: &Arena, check: &Check) -> bool {
+/// What it says when it fails, with what the servers logged meanwhile.
+fn run_check(arena: &Arena, check: &Check) -> Result<(), String> {
     let start = Instant::now();
     arena.mark_logs(&check.full_name());
     let result = catch_unwind(AssertUnwindSafe(|| (check.run)(arena)))
@@ -222,17 +233,19 @@ fn run_check(arena: &Arena, check: &Check) -> bool {
     match result {
         Ok(()) => {
             println!("check {} ... ok ({seconds:.2} s)", check.full_name());
-            true
+            Ok(())
         }
         Err(error) => {
             println!("check {} ... FAILED ({seconds:.2} s)", check.full_name());
-            for line in format!("{error:#}").lines() {
-                println!("    {line}");
-            }
-            print!("{}", arena.log_extract());
-            false
+            let said = indented(&format!("{error:#}")) + &arena.log_extract();
+            print!("{said}");
+            Err(said)
         }
     }
+}
+
+fn indented(text: &str) -> String {
+    text.lines().fold(String::new(), |all, line| all + "    " + line + "\n")
 }
 
 fn words_of(panic: &(dyn std::any::Any + Send)) -> String {

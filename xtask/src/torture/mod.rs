@@ -159,8 +159,9 @@ fn check_again(file: &Path) -> Result<()> {
 /// Runs the checker and prints its notes.
 fn checked(records: &[Record]) -> Vec<String> {
     let report = check::check(records);
-    for (name, (count, worst)) in &report.notes {
-        println!("Allowed, but seen: {name}: {count}, the worst by {} ms", worst / 1000);
+    for (name, note) in &report.notes {
+        let (count, worst) = (note.count, note.worst / 1000);
+        println!("Allowed, but seen: {name}: {count}, the worst by {worst} ms: {}", note.example);
     }
     report.violations.iter().map(ToString::to_string).collect()
 }

@@ -235,10 +235,13 @@ impl<'a> Lists<'a> {
                     let by = self.writer(seen.key, *value)?;
                     let op = self.txns[by].op;
                     let told = op.outcome == Outcome::Acknowledged && op.end < txn.op.begin;
-                    told.then(|| txn.op.begin - op.end)
+                    told.then(|| (txn.op.begin - op.end, *value, op))
                 });
-                if let Some(age) = age.max() {
-                    report.note("stale reads", age);
+                if let Some((age, value, op)) = age.max_by_key(|(age, ..)| *age) {
+                    report.note("stale reads", age, || {
+                        let (reader, writer) = (who(txn.op), who(op));
+                        format!("{reader} did not see {value} in list {} of {writer}", seen.key)
+                    });
                 }
             }
         }
@@ -317,6 +320,7 @@ impl<'a> Lists<'a> {
             report.note(
                 "effects seen before causes read on another node",
                 txn.op.end.saturating_sub(op.end),
+                || format!("{} and {}", who(op), who(txn.op)),
             );
         }
     }

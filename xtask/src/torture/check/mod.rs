@@ -103,8 +103,19 @@ impl fmt::Display for Violation {
 pub struct Report {
     /// What is wrong.
     pub violations: Vec<Violation>,
-    /// What is allowed but worth knowing: a name, how often, and the worst in microseconds.
-    pub notes: BTreeMap<&'static str, (u64, u64)>,
+    /// What is allowed but worth knowing, by name.
+    pub notes: BTreeMap<&'static str, Note>,
+}
+
+/// What is allowed but worth knowing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Note {
+    /// How often it was seen.
+    pub count: u64,
+    /// How bad the worst was, in microseconds.
+    pub worst: u64,
+    /// Which that was.
+    pub example: String,
 }
 
 impl Report {
@@ -112,10 +123,13 @@ impl Report {
         self.violations.push(Violation { anomaly, text });
     }
 
-    fn note(&mut self, name: &'static str, size: u64) {
-        let entry = self.notes.entry(name).or_default();
-        entry.0 += 1;
-        entry.1 = entry.1.max(size);
+    fn note(&mut self, name: &'static str, size: u64, example: impl FnOnce() -> String) {
+        let note = self.notes.entry(name).or_default();
+        note.count += 1;
+        if note.count == 1 || size > note.worst {
+            note.worst = size;
+            note.example = example();
+        }
     }
 }
 

@@ -335,7 +335,9 @@ fn stale_reads_are_counted() {
         .list(2, 5, RC, &[read(1, &[])])
         .lists(&[(1, &[1])]);
     assert_eq!(made.found(), []);
-    assert_eq!(check(&made.0).notes["stale reads"], (1, 3_000_000));
+    let note = &check(&made.0).notes["stale reads"];
+    assert_eq!((note.count, note.worst), (1, 3_000_000));
+    assert!(note.example.contains("did not see 1 in list 1"), "{}", note.example);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::health::{self, Cause};
 use crate::pg::bgworker::{self, Caught, Handle, Kind};
 use crate::pg::conn::{Conn, ConnError, CopyIn};
 use crate::pg::proc::{self, ProcNo};
-use crate::pg::shmem;
+use crate::pg::shmem::{self, NodeState, WorkerSlot};
 use crate::pg::waitset::{WaitSet, Watch};
 use crate::pg::{pipe, segment, xact};
 use crate::{cluster, dmq, durable, guc, machine};
@@ -45,6 +45,8 @@ const LINE_EVERY: u32 = 32;
 /// One apply worker of this receiver.
 struct Worker {
     ring: Ring<'static>,
+    /// Tells its slot from that of another receiver's worker that has got the same one since.
+    segment: u32,
     handle: Handle,
     ready: bool,
     busy: Option<(Gid, Instant)>,
@@ -185,28 +187,24 @@ fn recovers_from(origin: NodeId) -> bool {
 fn refuse_left(origin: NodeId) {
     let left: Vec<Gid> = shmem::node(|state| {
         let Some(node) = state.node() else { return Vec::new() };
-        let applying =
-            |role: &Role| matches!(role, Role::Peer(p) if p.state() == ParticipantState::Applying);
-        let all: Vec<Gid> = node
-            .transactions()
-            .filter(|(gid, entry)| gid.origin == origin && applying(&entry.role))
-            .map(|(gid, _)| *gid)
-            .collect();
-        all.into_iter()
-            .filter(|gid| state.notes.get_mut(gid).is_none_or(|n| n.worker == proc::NO_PROC))
-            .collect()
+        let of_origin = node.transactions().map(|(gid, _)| *gid).filter(|g| g.origin == origin);
+        let all: Vec<Gid> = of_origin.collect();
+        all.into_iter().filter(|gid| is_with_nobody(state, gid)).collect()
     });
     for gid in left {
-        refuse_ended(gid);
+        refuse_ended(gid, "the receiver of this transaction ended");
     }
 }
 
-fn refuse_ended(gid: Gid) {
-    let caught = Caught {
-        sqlstate: *b"40001",
-        message: "the receiver of this transaction ended".to_owned(),
-        detail: String::new(),
-    };
+/// Whether it is to be applied, and no process has it.
+fn is_with_nobody(state: &mut NodeState, gid: &Gid) -> bool {
+    let role = state.node().and_then(|node| node.transaction(gid)).map(|entry| entry.role);
+    matches!(role, Some(Role::Peer(p)) if p.state() == ParticipantState::Applying)
+        && state.notes.get_mut(gid).is_none_or(|note| note.worker == proc::NO_PROC)
+}
+
+fn refuse_ended(gid: Gid, why: &str) {
+    let caught = Caught { sqlstate: *b"40001", message: why.to_owned(), detail: String::new() };
     dmq::give_reason(gid, caught);
     machine::feed(Input::ApplyFailed(gid));
 }
@@ -214,7 +212,7 @@ fn refuse_ended(gid: Gid) {
 /// Ends workers that an earlier receiver of this origin has left.
 fn take_over(origin: NodeId) {
     let left: Vec<ProcNo> = shmem::workers(|workers| {
-        let of_origin = |w: &&mut shmem::WorkerSlot| w.used && w.origin == origin;
+        let of_origin = |w: &&mut WorkerSlot| w.used && w.origin == origin;
         let mut left = Vec::new();
         for worker in workers.iter_mut().filter(of_origin) {
             left.push(worker.procno);
@@ -224,6 +222,13 @@ fn take_over(origin: NodeId) {
     });
     for procno in left {
         proc::terminate(procno);
+    }
+}
+
+impl Worker {
+    /// Whether it works, by what is in its slot.
+    fn is_running(&self, slot: &WorkerSlot) -> bool {
+        slot.used && slot.segment == self.segment && slot.procno != proc::NO_PROC
     }
 }
 
@@ -252,7 +257,7 @@ impl Receiver {
     fn recover(&mut self) -> Option<ConnError> {
         // What waits belongs to a generation that is over.
         for task in self.held.take().into_iter().chain(self.waiting.drain(..)) {
-            refuse_ended(task.gid);
+            refuse_ended(task.gid, "the receiver of this transaction ended");
             task.discard();
         }
         // Nobody else may wait for one that waits for its peer.
@@ -559,8 +564,8 @@ impl Receiver {
             return;
         }
         let slots: BTreeMap<usize, (bool, u64)> = shmem::workers(|all| {
-            let of = |i: &usize| (all[*i].used && all[*i].procno != proc::NO_PROC, all[*i].done);
-            self.workers.keys().map(|i| (*i, of(i))).collect()
+            let of = |(i, w): (&usize, &Worker)| (*i, (w.is_running(&all[*i]), all[*i].done));
+            self.workers.iter().map(of).collect()
         });
         let mut gone = Vec::new();
         for (slot, worker) in &mut self.workers {
@@ -575,8 +580,14 @@ impl Receiver {
                 worker.file = None;
             }
         }
-        for slot in gone {
-            if let Some(file) = self.workers.remove(&slot).and_then(|worker| worker.file) {
+        for worker in gone.into_iter().filter_map(|slot| self.workers.remove(&slot)) {
+            // It may have ended before it saw what it was given. What it had begun it has answered.
+            if let Some((gid, _)) = worker.busy
+                && shmem::node(|state| is_with_nobody(state, &gid))
+            {
+                refuse_ended(gid, "an apply worker ended");
+            }
+            if let Some(file) = worker.file {
                 file.remove();
             }
         }
@@ -598,9 +609,12 @@ impl Receiver {
             worker.busy = Some((gid, proc::now()));
             worker.file = task.file;
             let procno = shmem::workers(|all| {
-                all[*slot].gid = Some(gid);
-                all[*slot].handed = worker.handed;
-                all[*slot].procno
+                let seen = &mut all[*slot];
+                if !worker.is_running(seen) {
+                    return proc::NO_PROC; // `collect_workers` finds that out, too
+                }
+                (seen.gid, seen.handed) = (Some(gid), worker.handed);
+                seen.procno
             });
             proc::wake(procno);
             self.waiting.pop_front();
@@ -626,8 +640,8 @@ impl Receiver {
         let Some(slot) = slot else { return };
         match bgworker::start(Kind::Applier(slot as u16)) {
             Some(handle) => {
-                let worker =
-                    Worker { ring, handle, ready: false, busy: None, file: None, handed: 0 };
+                let (ready, busy, file, handed) = (false, None, None, 0);
+                let worker = Worker { ring, segment, handle, ready, busy, file, handed };
                 self.workers.insert(slot, worker);
                 let n = self.workers.len();
                 shmem::peer(self.origin).n_workers.store(n as i32, Ordering::Release);

@@ -8,6 +8,8 @@ use crate::server::{DATABASE, Life, Server};
 use crate::session::Session;
 use crate::wait::until;
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -23,6 +25,7 @@ checks!("failing":
     row_too_many_in_german,
     state_file_unwritable,
     workers_terminated,
+    a_worker_ends_before_its_task,
     receiver_terminated_in_recovery,
     workers_killed,
     log_disk_full,
@@ -331,7 +334,13 @@ fn worker(a: &Arena, kind: &str) -> Result<i32> {
         // Too large for the receiver itself.
         a.run(1, "INSERT INTO x_work SELECT g, repeat('x', 100) FROM generate_series(1, 1000) g; DELETE FROM x_work")?;
     }
-    let data = &a.cluster.node(2)?.data;
+    until(&format!("node 2 has a process {kind}"), BACK_WITHIN, || {
+        Ok(workers(a, kind)?.first().copied())
+    })
+}
+
+/// All processes of this kind on node 2.
+fn workers(a: &Arena, kind: &str) -> Result<Vec<i32>> {
     let title = format!("postgres: {kind}");
     // The one without a database is not in pg_stat_activity.
     let is_one = |pid: &i32| {
@@ -339,9 +348,12 @@ fn worker(a: &Arena, kind: &str) -> Result<i32> {
         let rest = name.strip_prefix(&title);
         rest.is_some_and(|rest| rest.trim_matches([' ', '\0']).chars().all(|c| c.is_ascii_digit()))
     };
-    until(&format!("node 2 has a process {kind}"), BACK_WITHIN, || {
-        Ok(crate::process::of_server(data).into_iter().find(is_one))
-    })
+    let data = &a.cluster.node(2)?.data;
+    Ok(crate::process::of_server(data).into_iter().filter(is_one).collect())
+}
+
+fn signal(pids: &[i32], signal: Signal) -> Result<()> {
+    pids.iter().try_for_each(|pid| Ok(nix::sys::signal::kill(Pid::from_raw(*pid), signal)?))
 }
 
 fn is_gone(pid: i32) -> Result<()> {
@@ -358,14 +370,44 @@ fn workers_terminated(a: &Arena) -> Result<()> {
     let before = crashes(a)?;
     for kind in WORKERS {
         let pid = worker(a, kind)?;
-        let process = nix::unistd::Pid::from_raw(pid);
-        nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGTERM)?;
+        signal(&[pid], Signal::SIGTERM)?;
         is_gone(pid)?;
         worker(a, kind)?;
         all_are_online(a).with_context(|| format!("{kind} was terminated"))?;
     }
     ensure!(crashes(a)? == before, "the server was restarted");
     Ok(())
+}
+
+/// What it was given and never saw somebody must answer: its origin would wait for ever.
+fn a_worker_ends_before_its_task(a: &Arena) -> Result<()> {
+    const KIND: &str = "mtm-logrep-receiver-dynworker";
+    a.run(1, "CREATE TABLE IF NOT EXISTS x_work(id int PRIMARY KEY, v text)")?;
+    let looker = admin(a, 2)?;
+    let unfinished = || looker.one("SELECT count(*) FROM mtm.unfinished() WHERE origin = 1");
+    for round in 0..3 {
+        worker(a, KIND)?;
+        let pids = workers(a, KIND)?;
+        signal(&pids, Signal::SIGSTOP)?;
+        let refused = std::thread::scope(|scope| {
+            let insert =
+                "INSERT INTO x_work SELECT g, repeat('x', 100) FROM generate_series(1, 999) g";
+            let client = scope.spawn(|| a.on(1)?.patience(GO_ON_WITHIN).refused(insert));
+            let given = until("node 2 has been given the transaction", GO_ON_WITHIN, || {
+                Ok((client.is_finished() || unfinished()? != "0").then_some(()))
+            });
+            signal(&pids, Signal::SIGTERM)?;
+            signal(&pids, Signal::SIGCONT)?;
+            given?;
+            client.join().expect("no panic in a client")
+        })
+        .with_context(|| format!("round {round}"))?;
+        ensure!(refused.state == "40001", "{refused}");
+        pids.into_iter().try_for_each(is_gone)?;
+    }
+    ensure!(unfinished()? == "0", "something is left");
+    in_the_end(a, 1, "INSERT INTO x_work VALUES (0, '')")?;
+    a.expect("SELECT count(*) FROM x_work", "1")
 }
 
 fn receiver_terminated_in_recovery(a: &Arena) -> Result<()> {
@@ -398,8 +440,7 @@ fn receiver_terminated_in_recovery(a: &Arena) -> Result<()> {
 fn workers_killed(a: &Arena) -> Result<()> {
     for kind in WORKERS {
         let pid = worker(a, kind)?;
-        let process = nix::unistd::Pid::from_raw(pid);
-        nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL)?;
+        signal(&[pid], Signal::SIGKILL)?;
         is_gone(pid)?;
         // Not before it is a member again has it work, and so apply workers.
         all_are_online(a).with_context(|| format!("{kind} was killed"))?;

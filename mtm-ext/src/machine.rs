@@ -239,6 +239,10 @@ fn route(
                 let fresh =
                     || shmem::Note { worker: me, taken: true, lost_to: None, open: 0, seen: 0 };
                 if let Ok(note) = state.notes.entry(*gid, fresh) {
+                    // A worker that waits for its outcome has it no more.
+                    if note.worker != me {
+                        wakes.procs.push(note.worker);
+                    }
                     note.worker = me;
                     note.taken = true;
                 }

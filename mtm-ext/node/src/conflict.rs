@@ -58,6 +58,17 @@ mod tests {
             prop_assert!(!(wins(&a, &b) && wins(&b, &c)) || wins(&a, &c));
             prop_assert!(!wins(&a, &a));
         }
+
+        /// However each of them comes to wait for the next one (specs/adr/0117).
+        #[test]
+        fn a_circle_has_one_who_is_later(
+            circle in proptest::collection::hash_set(any_gid(), 2..9),
+        ) {
+            let circle: Vec<Gid> = circle.into_iter().collect();
+            let next = circle.iter().cycle().skip(1);
+            let mut pairs = circle.iter().zip(next);
+            prop_assert!(pairs.any(|(waiter, holder)| judge(*waiter, *holder) == Verdict::Wait));
+        }
     }
 
     #[test]

@@ -96,6 +96,7 @@ fn release() {
         machine::feed_after(Input::ApplyFailed(gid), |state| {
             if !may_be_prepared(state, &gid) {
                 state.end_operation(&gid, Decree::Abort);
+                state.notes.remove(&gid);
             }
         });
     }
@@ -159,7 +160,11 @@ impl InPlace {
         let Ok((gid, rows @ Rows::Memory(_))) = spill::decode(task) else { return false };
         // What comes from here on is meant for this transaction.
         proc::allow_cancel();
-        take_note(&gid);
+        if !take_note(&gid) {
+            proc::hold_cancel();
+            let_go(&gid);
+            return true;
+        }
         let applier = &mut self.applier;
         let apply = AssertUnwindSafe(|| apply(origin, applier, &gid, rows, None));
         let outcome = bgworker::catching(apply);
@@ -200,14 +205,18 @@ impl InPlace {
 /// `lock_not_available`
 const LOCKED: [u8; 5] = *b"55P03";
 
-/// From here on this process has the transaction.
-fn take_note(gid: &Gid) {
+/// From here on this process has the transaction; `false` if it is not to be applied any more.
+fn take_note(gid: &Gid) -> bool {
     let me = proc::my_procno();
     shmem::node(|state| {
-        if let Ok(note) = state.notes.entry(*gid, || finish::free(me)) {
+        let role = state.node().and_then(|node| node.transaction(gid)).map(|entry| entry.role);
+        let applies =
+            matches!(role, Some(Role::Peer(p)) if p.state() == ParticipantState::Applying);
+        if applies && let Ok(note) = state.notes.entry(*gid, || finish::free(me)) {
             note.worker = me;
         }
-    });
+        applies
+    })
 }
 
 fn perform(mine: &WorkerSlot, applier: &mut Applier, task: &[u8]) {
@@ -218,7 +227,11 @@ fn perform(mine: &WorkerSlot, applier: &mut Applier, task: &[u8]) {
     let me = proc::my_procno();
     // What comes from here on is meant for this transaction.
     proc::allow_cancel();
-    take_note(&gid);
+    if !take_note(&gid) {
+        proc::hold_cancel();
+        let_go(&gid);
+        return rows.remove();
+    }
     let outcome = bgworker::catching(AssertUnwindSafe(|| {
         apply(mine.origin, applier, &gid, rows, Some(crate::hook::apply_ddl))
     }));
@@ -387,10 +400,21 @@ fn failed(gid: &Gid, caught: &Caught) {
     health::refused(&caught);
     note_suspect(&caught);
     dmq::give_reason(*gid, caught);
-    machine::feed_after(Input::ApplyFailed(*gid), |state| {
-        state.notes.remove(gid);
-        state.end_operation(gid, Decree::Abort);
+    machine::feed_if(Input::ApplyFailed(*gid), |state| {
+        // Recovery may have taken it over, with what it has committed.
+        let mine = is_mine(state, gid);
+        if mine {
+            state.notes.remove(gid);
+            state.end_operation(gid, Decree::Abort);
+        }
+        mine
     });
+}
+
+/// Whether no other process has it.
+fn is_mine(state: &mut NodeState, gid: &Gid) -> bool {
+    let me = proc::my_procno();
+    state.notes.get_mut(gid).is_none_or(|note| note.worker == me)
 }
 
 /// A row is missing, or in the way: if that happens again and again, `mtm-health` finds out why.
@@ -427,10 +451,9 @@ fn lost_conflict(gid: &Gid) -> Caught {
 /// It was not, and will not be, prepared: nobody has it any more.
 fn let_go(gid: &Gid) {
     shmem::node(|state| {
-        state.end_operation(gid, Decree::Abort);
-        if let Some(note) = state.notes.get_mut(gid) {
-            note.worker = proc::NO_PROC;
-            note.open = 0;
+        if is_mine(state, gid) {
+            state.end_operation(gid, Decree::Abort);
+            state.notes.remove(gid);
         }
     });
 }

@@ -4,13 +4,19 @@
 //! Both hold what the other needs: the announced one has the row here, so the other one cannot
 //! have voted yes here; and the same holds the other way round at the other's origin. Both origins
 //! apply the same rule to the same two names, so that exactly one of the two survives.
+//!
+//! A circle can also lead through transactions that are not announced: the apply waits for a client
+//! which itself waits for what another transaction has prepared here. See [`untangle`].
 
+use super::resolver;
 use crate::pg::lockwait;
 use crate::pg::proc;
 use crate::pg::shmem;
 use crate::{guc, machine};
+use core::sync::atomic::Ordering;
 use mtm_core::{Gid, Instant};
-use mtm_node::{Input, Verdict, judge};
+use mtm_node::{Input, Role, Verdict, judge};
+use mtm_paxos::commit::ParticipantState;
 
 /// How long after the previous look to look again, by the age of the youngest work.
 pub const fn next_look_us(age_us: u64) -> u64 {
@@ -25,6 +31,9 @@ pub const fn next_look_us(age_us: u64) -> u64 {
 /// Work younger than this is under way, not waiting.
 const YOUNG_US: u64 = 700;
 
+/// An apply that waits for longer may be part of a circle that no server sees whole.
+const LONG_US: u64 = 20_000;
+
 /// Looks at what blocks these transactions of another node.
 pub fn look(busy: impl Iterator<Item = (Gid, Instant)>) {
     let now = proc::now();
@@ -34,10 +43,83 @@ pub fn look(busy: impl Iterator<Item = (Gid, Instant)>) {
         }
         let worker = shmem::node(|state| state.notes.get_mut(&gid).map(|note| note.worker));
         let Some(worker) = worker.filter(|procno| *procno != proc::NO_PROC) else { continue };
-        if lockwait::is_waiting(worker) {
-            settle(&gid, worker);
+        if !lockwait::is_waiting(worker) {
+            continue;
+        }
+        let blockers = lockwait::blockers(worker);
+        let settled = settle(&gid, worker, &blockers);
+        let long = now.since(since) >= LONG_US;
+        if !settled && long && blockers.iter().any(|blocker| lockwait::is_waiting(*blocker)) {
+            proc::wake(shmem::header().resolver.load(Ordering::Acquire));
         }
     }
+}
+
+/// Ends circles through clients of several nodes: here the apply of one transaction waits for a
+/// client which waits for another transaction, prepared here and undecided; elsewhere it may be the
+/// other way round, and neither is ever decided. The apply is refused if it is the later of the two.
+/// In a circle at least one is, whatever its length, for the order is total; where there is none,
+/// some are refused for nothing, but only what has kept waiting. For the resolver, which can ask who
+/// holds a prepared transaction's locks.
+pub fn untangle() {
+    for (theirs, worker) in applying() {
+        if !lockwait::is_waiting(worker) {
+            continue;
+        }
+        let blockers = lockwait::blockers(worker);
+        if blockers.iter().any(|blocker| announced(*blocker).is_some()) {
+            continue; // a case for `look`
+        }
+        let winner = blockers
+            .iter()
+            .filter(|blocker| lockwait::is_waiting(**blocker))
+            .flat_map(|blocker| resolver::in_the_way_of(proc::pid_of(*blocker)))
+            .chain(kept_open(&blockers))
+            .find(|other| *other != theirs && judge(theirs, *other) == Verdict::Wait);
+        if let Some(winner) = winner {
+            refuse_apply(&theirs, worker, winner);
+        }
+    }
+}
+
+/// What apply workers are busy with.
+fn applying() -> Vec<(Gid, proc::ProcNo)> {
+    shmem::node(|state| {
+        let busy =
+            |(gid, note): (&Gid, &shmem::Note)| is_with_worker(note).then_some((*gid, note.worker));
+        let all: Vec<_> = state.notes.iter().filter_map(busy).collect();
+        let Some(node) = state.node() else { return Vec::new() };
+        let applies = |(gid, _): &(Gid, proc::ProcNo)| {
+            let role = node.transaction(gid).map(|entry| entry.role);
+            matches!(role, Some(Role::Peer(p)) if p.state() == ParticipantState::Applying)
+        };
+        all.into_iter().filter(applies).collect()
+    })
+}
+
+const fn is_with_worker(note: &shmem::Note) -> bool {
+    note.worker != proc::NO_PROC && note.open == 0 && !note.taken
+}
+
+/// Transactions that these processes keep open, as good as prepared.
+fn kept_open(procs: &[proc::ProcNo]) -> Vec<Gid> {
+    let kept = |(gid, note): (&Gid, &shmem::Note)| {
+        (note.open != 0 && procs.contains(&note.worker)).then_some(*gid)
+    };
+    shmem::node(|state| state.notes.iter().filter_map(kept).collect())
+}
+
+fn refuse_apply(theirs: &Gid, worker: proc::ProcNo, winner: Gid) {
+    shmem::node(|state| {
+        if let Some(note) = state.notes.get_mut(theirs)
+            && is_with_worker(note)
+            && note.worker == worker
+        {
+            note.lost_to = Some(winner);
+            // Under the lock, so that the worker cannot have gone on to other work.
+            proc::cancel(worker);
+        }
+    });
 }
 
 /// The announced transaction of this process, if it has one.
@@ -46,10 +128,11 @@ fn announced(blocker: proc::ProcNo) -> Option<Gid> {
     shmem::node(|state| state.backends.get(at).and_then(|backend| backend.gid))
 }
 
-/// Decides between a waiting transaction and the announced ones it waits for.
-fn settle(theirs: &Gid, worker: proc::ProcNo) {
-    for blocker in lockwait::blockers(worker) {
-        let Some(ours) = announced(blocker) else { continue };
+/// Decides between a waiting transaction and the announced one it waits for; `false` if there is
+/// none.
+fn settle(theirs: &Gid, worker: proc::ProcNo, blockers: &[proc::ProcNo]) -> bool {
+    for blocker in blockers {
+        let Some(ours) = announced(*blocker) else { continue };
         let theirs_wins = judge(*theirs, ours) == Verdict::AbortHolder;
         let none_wins = guc::DEADLOCK_PREVENTION.get() == guc::Prevention::Simple;
         if theirs_wins || none_wins {
@@ -61,8 +144,9 @@ fn settle(theirs: &Gid, worker: proc::ProcNo) {
             refuse_theirs(theirs, ours);
             proc::cancel(worker);
         }
-        return;
+        return true;
     }
+    false
 }
 
 fn refuse_theirs(theirs: &Gid, ours: Gid) {

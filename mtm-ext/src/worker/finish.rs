@@ -50,11 +50,12 @@ pub fn unless_taken(gid: &Gid, _commit: bool) {
     let (worker, decided) = shmem::node(|state| {
         (state.notes.get_mut(gid).map(|note| note.worker), take_in(state, gid, me))
     });
-    if let Some(commit) = decided {
-        end(gid, commit);
-    }
+    // First: whatever becomes of this process, the worker has nothing to wait for.
     if let Some(worker) = worker {
         proc::wake(worker);
+    }
+    if let Some(commit) = decided {
+        end(gid, commit);
     }
 }
 

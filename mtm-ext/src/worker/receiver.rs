@@ -4,7 +4,7 @@
 use super::applier::InPlace;
 use super::recovery::Replay;
 use super::spill::{self, EarlyIncoming, Incoming, Task};
-use super::{conflict, crew, line, open, recovery};
+use super::{conflict, crew, finish, line, open, recovery};
 use crate::health::{self, Cause};
 use crate::pg::bgworker::{self, Caught, Handle, Kind};
 use crate::pg::conn::{Conn, ConnError, CopyIn};
@@ -99,6 +99,7 @@ pub fn run(node: u8) {
         || {
             open::at_exit();
             recovery::at_exit();
+            refuse_begun();
         },
     );
 }
@@ -196,6 +197,15 @@ fn refuse_left(origin: NodeId) {
     }
 }
 
+/// At this process' end: what it was applying itself.
+fn refuse_begun() {
+    for gid in finish::release() {
+        if shmem::node(|state| is_with_nobody(state, &gid)) {
+            refuse_ended(gid, "the receiver of this transaction ended");
+        }
+    }
+}
+
 /// Whether it is to be applied, and no process has it.
 fn is_with_nobody(state: &mut NodeState, gid: &Gid) -> bool {
     let role = state.node().and_then(|node| node.transaction(gid)).map(|entry| entry.role);
@@ -206,7 +216,10 @@ fn is_with_nobody(state: &mut NodeState, gid: &Gid) -> bool {
 fn refuse_ended(gid: Gid, why: &str) {
     let caught = Caught { sqlstate: *b"40001", message: why.to_owned(), detail: String::new() };
     dmq::give_reason(gid, caught);
-    machine::feed(Input::ApplyFailed(gid));
+    machine::feed_after(Input::ApplyFailed(gid), |state| {
+        state.end_operation(&gid, Decree::Abort);
+        state.notes.remove(&gid);
+    });
 }
 
 /// Ends workers that an earlier receiver of this origin has left.
@@ -475,7 +488,7 @@ impl Receiver {
                 };
                 incoming.push(payload);
                 if last && let Some(incoming) = self.incoming.take() {
-                    self.deliver_or_refuse(gid, lsn, incoming.finish());
+                    self.deliver_or_refuse(gid, lsn, incoming.finish())?;
                 }
             }
             StreamMessage::Unavailable { lsn, .. } => {
@@ -484,7 +497,7 @@ impl Receiver {
             }
             StreamMessage::Unshippable { gid, lsn, why } => {
                 self.incoming = None;
-                self.refuse(gid, lsn, *b"55000", why);
+                self.refuse(gid, lsn, *b"55000", why)?;
             }
             StreamMessage::CommitMark { gid, lsn } => {
                 self.position.committed(lsn, gid);
@@ -505,16 +518,24 @@ impl Receiver {
                     Some(early) => early.finish(gid, xid, children),
                     None => Ok(Task::inline(gid, &[])),
                 };
-                self.deliver_or_refuse(gid, lsn, task);
+                self.deliver_or_refuse(gid, lsn, task)?;
             }
             _ => return Err(ConnError::Connection("an unexpected message came".to_owned())),
         }
         Ok(())
     }
 
-    fn deliver_or_refuse(&mut self, gid: Gid, lsn: Lsn, task: io::Result<Task>) {
+    fn deliver_or_refuse(
+        &mut self,
+        gid: Gid,
+        lsn: Lsn,
+        task: io::Result<Task>,
+    ) -> Result<(), ConnError> {
         match task {
-            Ok(task) => self.deliver(task, lsn),
+            Ok(task) => {
+                self.deliver(task, lsn);
+                Ok(())
+            }
             Err(error) => {
                 let full = matches!(
                     error.kind(),
@@ -523,7 +544,7 @@ impl Receiver {
                 let why =
                     format!("could not keep a large transaction in a temporary file: {error}");
                 pgrx::log!("multimaster: refusing transaction {gid}: {why}");
-                self.refuse(gid, lsn, if full { *b"53100" } else { *b"58030" }, &why);
+                self.refuse(gid, lsn, if full { *b"53100" } else { *b"58030" }, &why)
             }
         }
     }
@@ -548,14 +569,26 @@ impl Receiver {
         }
     }
 
-    fn refuse(&mut self, gid: Gid, lsn: Lsn, sqlstate: [u8; 5], why: &str) {
+    fn refuse(
+        &mut self,
+        gid: Gid,
+        lsn: Lsn,
+        sqlstate: [u8; 5],
+        why: &str,
+    ) -> Result<(), ConnError> {
+        let effects = machine::feed(Input::Delivered(gid));
+        if effects.contains(&Effect::Hold(gid)) {
+            // Its generation has not begun here: it is to come again.
+            return Err(ConnError::Connection(format!("{gid} came too early to be refused")));
+        }
         self.position.reached(lsn);
         let caught = Caught { sqlstate, message: why.to_owned(), detail: String::new() };
         health::refused(&caught);
-        if machine::feed(Input::Delivered(gid)).contains(&Effect::Apply(gid)) {
+        if effects.contains(&Effect::Apply(gid)) {
             dmq::give_reason(gid, caught);
             machine::feed(Input::ApplyFailed(gid));
         }
+        Ok(())
     }
 
     /// Notices workers that are done, ready or gone.
@@ -580,7 +613,16 @@ impl Receiver {
                 worker.file = None;
             }
         }
-        for worker in gone.into_iter().filter_map(|slot| self.workers.remove(&slot)) {
+        for slot in gone {
+            let Some(worker) = self.workers.remove(&slot) else { continue };
+            // One that never came to its work has left its slot.
+            if worker.handle.has_ended() {
+                shmem::workers(|all| {
+                    if all[slot].used && all[slot].segment == worker.segment {
+                        all[slot] = shmem::free_worker();
+                    }
+                });
+            }
             // It may have ended before it saw what it was given. What it had begun it has answered.
             if let Some((gid, _)) = worker.busy
                 && shmem::node(|state| is_with_nobody(state, &gid))

@@ -1,7 +1,7 @@
-//! mtm-resolver: ends prepared transactions that no apply worker has, and makes way for what
-//! recovery replays.
+//! mtm-resolver: ends prepared transactions that no apply worker has, makes way for what recovery
+//! replays, and ends circles of waiting that lead through clients of several nodes.
 
-use super::{crew, finish, open, recovery};
+use super::{conflict, crew, finish, open, recovery};
 use crate::pg::shmem;
 use crate::pg::{bgworker, lockwait, pipe, proc, sqlrun, xact};
 use crate::{machine, users};
@@ -41,6 +41,7 @@ fn serve() {
         bgworker::handle_signals();
         finish::orphans();
         make_way(&mut waiting);
+        conflict::untangle();
         open::note_left();
         let replays = recovery::replayer().is_some();
         proc::wait(None, Some(if replays { LOOK_US } else { IDLE_US }));
@@ -49,7 +50,7 @@ fn serve() {
 
 /// Undecided transactions of the cluster that are prepared here and hold what the process with this
 /// pid waits for.
-fn in_the_way_of(pid: i32) -> Vec<Gid> {
+pub fn in_the_way_of(pid: i32) -> Vec<Gid> {
     let found: Vec<(Option<Gid>, u32)> = sqlrun::in_transaction(|| {
         Spi::connect(|client| {
             let rows = client.select(IN_THE_WAY, None, &[pid.to_string().as_str().into()]);
@@ -130,8 +131,12 @@ fn make_way_for(replayer: proc::ProcNo, since: Instant, replayers: &[proc::ProcN
 /// Rolls back a prepared transaction without any outcome: this node lacks it from now on.
 pub fn drop_prepared(gid: &Gid) {
     users::carry_out(gid, false);
+    let mut waits = proc::NO_PROC;
     machine::feed_after(Input::RecoveryDone(*gid), |state| {
+        waits = state.notes.get_mut(gid).map_or(proc::NO_PROC, |note| note.worker);
         state.notes.remove(gid);
         state.end_operation(gid, Decree::Abort);
     });
+    // A worker that waits for the outcome has nothing to wait for any more.
+    proc::wake(waits);
 }

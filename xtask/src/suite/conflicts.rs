@@ -3,6 +3,7 @@
 use super::arena::{Arena, is_retryable};
 use super::checks;
 use crate::session::{Session, SqlError};
+use crate::wait::until;
 use anyhow::{Result, ensure};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ checks!("conflicts":
     three_node_deadlock,
     unannounced_transaction_in_the_cycle,
     hot_rows_on_three_nodes,
+    circle_through_clients_of_two_nodes,
     bank_transfers,
     sum_is_constant_in_every_snapshot,
     cancel_while_committing,
@@ -412,6 +414,43 @@ fn hot_rows_on_three_nodes(a: &Arena) -> Result<()> {
 }
 
 /// Transfers in random order between few accounts: money is neither made nor lost.
+/// Two transactions of node 3 that do not conflict. On node 1 the second one waits for a client that
+/// waits for the first one, on node 2 the first one for a client that waits for the second one: no
+/// server sees the circle.
+fn circle_through_clients_of_two_nodes(a: &Arena) -> Result<()> {
+    a.run(1, "CREATE TABLE x_circle(id int PRIMARY KEY, v int); INSERT INTO x_circle SELECT g, 0 FROM generate_series(1, 4) g")?;
+    let update = |id: i32| format!("UPDATE x_circle SET v = v + 1 WHERE id = {id}");
+    let sessions = [1, 2, 3, 3]
+        .map(|node| a.on(node).map(|session| session.patience(Duration::from_secs(20))));
+    let [one, two, first, second] = sessions;
+    let (one, two, first, second) = (one?, two?, first?, second?);
+    one.run(&format!("BEGIN; {}", update(3)))?;
+    two.run(&format!("BEGIN; {}", update(4)))?;
+    first.run(&format!("BEGIN; {}; {}", update(1), update(4)))?;
+    second.run(&format!("BEGIN; {}; {}", update(2), update(3)))?;
+    let commit = |session: &Session| session.run("COMMIT").map(drop);
+    let blocked =
+        "SELECT (SELECT count(*) FROM pg_prepared_xacts) || ' prepared, ' || count(*) || ' waiting'
+        FROM pg_stat_activity WHERE backend_type LIKE 'mtm-%' AND wait_event_type = 'Lock'";
+    let outcomes = std::thread::scope(|scope| {
+        let others = [scope.spawn(|| commit(&first)), scope.spawn(|| commit(&second))];
+        for id in [1, 2] {
+            until("one is prepared, the other one waits", Duration::from_secs(20), || {
+                Ok((a.on(id)?.one(blocked)? == "1 prepared, 1 waiting").then_some(()))
+            })?;
+        }
+        let own = |session: &Session, id: i32| {
+            session.run(&update(id)).and_then(|_| session.run("COMMIT")).map(drop)
+        };
+        let (x, y) = Arena::both(|| own(&one, 1), || own(&two, 2));
+        let others = others.map(|thread| thread.join().expect("no panic in a client"));
+        anyhow::Ok(others.into_iter().chain([x, y]).collect::<Vec<_>>())
+    })?;
+    retryable_losers(&outcomes)?;
+    // Each of them has updated two rows.
+    a.expect("SELECT sum(v) FROM x_circle", &(2 * winners(&outcomes)).to_string())
+}
+
 fn bank_transfers(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE x_bank(id int PRIMARY KEY, v int CHECK (v >= 0)); INSERT INTO x_bank SELECT g, 1000 FROM generate_series(1, 20) g")?;
     storm(a, 2, Duration::from_secs(4), |session, n| {

@@ -291,14 +291,27 @@ pub fn report_idle() {
 /// Adds what this process has counted to the server's statistics, on which autovacuum relies. If
 /// it is too early, the microseconds after which to call again.
 pub fn report_statistics() -> Option<u64> {
+    let now = proc::now();
+    // The server takes the end of the last transaction for the present, so that after a pause it
+    // would still be too early.
+    let force = REPORT_AT.get().is_some_and(|at| at <= now);
     // SAFETY: outside a transaction, in a process with a database.
     let again_ms = unsafe {
         if pg_sys::IsTransactionOrTransactionBlock() {
             return None;
         }
-        pg_sys::pgstat_report_stat(false)
+        pg_sys::pgstat_report_stat(force)
     };
-    u64::try_from(again_ms).ok().filter(|ms| *ms > 0).map(|ms| ms * 1000)
+    let again_us = u64::try_from(again_ms).ok().filter(|ms| *ms > 0).map(|ms| ms * 1000);
+    let due = again_us.map(|us| REPORT_AT.get().unwrap_or_else(|| now.plus_us(us)));
+    REPORT_AT.set(due);
+    due.map(|at| at.since(now).max(1000))
+}
+
+thread_local! {
+    /// When what this process has counted is to be reported at the latest; nothing if all of it is.
+    static REPORT_AT: core::cell::Cell<Option<mtm_core::Instant>> =
+        const { core::cell::Cell::new(None) };
 }
 
 /// An ERROR, caught.

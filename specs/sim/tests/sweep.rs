@@ -71,6 +71,10 @@ fn what_was_found_once_stays_mended() {
         (8_000_673, Shape::Nodes(3)),
         (8_000_738, Shape::Referee),
         (8_000_742, Shape::Referee),
+        (3_022_714, Shape::Nodes(3)),
+        (3_028_053, Shape::Nodes(3)),
+        (3_033_664, Shape::Nodes(3)),
+        (3_054_023, Shape::Nodes(3)),
     ];
     for (seed, shape) in found {
         assert_eq!(run(&Plan::new(seed, shape), false).violation, None, "seed {seed} {shape:?}");

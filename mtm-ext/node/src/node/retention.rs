@@ -73,14 +73,19 @@ impl Retention {
 
     /// After a restart. A number of which nothing was durable is used again, maybe in the same
     /// generation: nobody has heard of that transaction, since a walsender reads only what is
-    /// flushed, votes are asked for only after that, an abort round begins with a durable record,
-    /// and no progress was said beyond `durable`.
+    /// flushed, votes and the outcome of what was given up are asked for only after that, an abort
+    /// round begins with a durable record, and no progress was said beyond `durable`.
     pub(super) fn go_on_with(&mut self, next: Xid) {
         self.next_number = next.max(self.next_number);
     }
 
     pub(super) fn announced(&mut self, number: Xid) {
         self.durable = self.durable.max(Xid(number.0 + 1));
+    }
+
+    /// Whether a crash cannot make this own number be used again.
+    pub(super) fn is_kept(&self, number: Xid) -> bool {
+        number < self.durable
     }
 
     /// Raises what is forgotten, never lowers it.

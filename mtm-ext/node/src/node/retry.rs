@@ -56,6 +56,9 @@ impl Node<'_> {
                     let to = own.missing().intersection(current.generation.members).without(me);
                     Self::send(out, to, PeerMessage::Decided(gid, Decree::Commit));
                 }
+                // Likewise: whoever is asked makes an entry of it, and would keep it until this
+                // node has announced as many again.
+                CoordinatorState::GivenUp if !self.core.retention.is_kept(gid.xid) => {}
                 CoordinatorState::GivenUp => self.ask_outcome(now, gid, out),
                 CoordinatorState::AbortPending
                 | CoordinatorState::Aborted

@@ -71,6 +71,7 @@ fn what_was_found_once_stays_mended() {
         (8_000_673, Shape::Nodes(3)),
         (8_000_738, Shape::Referee),
         (8_000_742, Shape::Referee),
+        (3_013_249, Shape::Nodes(5)),
         (3_022_714, Shape::Nodes(3)),
         (3_028_053, Shape::Nodes(3)),
         (3_033_664, Shape::Nodes(3)),

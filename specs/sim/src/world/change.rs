@@ -73,12 +73,21 @@ impl World {
         self.after(LOOK_US, Event::Change(which, tries + 1));
     }
 
-    /// Whether each of the others could recover from somebody who remains: a clone may not be able
-    /// to help a node that was away when it was born.
+    /// Whether each of the others could recover from each, be it through third ones: any of them may
+    /// become the only one that is up to date, and a clone may not be able to help a node that was
+    /// away when it was born. One that is not born yet will be known to nobody at first.
     fn can_do_without(&self, n: usize, configured: NodeSet) -> bool {
         let remain: Vec<usize> = configured.without(node(n)).iter().map(|n| n.index()).collect();
         remain.iter().all(|&p| {
-            !self.hosts[p].born || remain.iter().any(|&x| x != p && self.hosts[p].known[x])
+            let mut helped_by = vec![p];
+            let mut next = 0;
+            while let Some(&helped) = helped_by.get(next) {
+                let knows = |x: &&usize| self.hosts[helped].known[**x] && !helped_by.contains(x);
+                let more: Vec<usize> = remain.iter().filter(knows).copied().collect();
+                helped_by.extend(more);
+                next += 1;
+            }
+            self.hosts[p].born && helped_by.len() == remain.len()
         })
     }
 
@@ -198,5 +207,43 @@ fn inherited(record: &Record) -> Option<Record> {
         | Record::ParallelSafe(..)
         | Record::Syncpoint(_)
         | Record::Checkpoint { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Plan, Shape};
+
+    /// Five nodes that know whose log they can read, of each the places of the others.
+    fn world(known: [&[usize]; 5]) -> World {
+        let mut world = World::new(Plan::new(0, Shape::Nodes(5)), false);
+        for (i, known) in known.into_iter().enumerate() {
+            world.hosts[i].born = true;
+            world.hosts[i].known = (0..5).map(|peer| known.contains(&peer)).collect();
+        }
+        world
+    }
+
+    #[test]
+    fn nobody_is_dropped_who_alone_connects_the_others() {
+        // Clones of n3, and old nodes that know no clone.
+        let (old, clone) = ([0, 1, 2], [0, 1, 2, 3, 4]);
+        let apart = world([&old, &old, &clone, &clone, &clone]);
+        let all = NodeSet::first(5);
+        assert!(!apart.can_do_without(2, all));
+        // One old node that knows the clones is enough, and is needed then.
+        let joined = world([&old, &clone, &clone, &clone, &clone]);
+        assert!(joined.can_do_without(2, all));
+        assert!(!joined.can_do_without(1, all.without(node(2))));
+    }
+
+    #[test]
+    fn nobody_is_dropped_before_the_last_one_that_was_added_is_born() {
+        let all = [0, 1, 2, 3, 4];
+        let mut world = world([&all, &all, &all, &all, &all]);
+        world.hosts[4].born = false;
+        assert!(!world.can_do_without(2, NodeSet::first(5)));
+        assert!(world.can_do_without(4, NodeSet::first(5)));
     }
 }

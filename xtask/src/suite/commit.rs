@@ -131,13 +131,19 @@ fn read_only_writes_no_wal(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE c_readonly(id int PRIMARY KEY); INSERT INTO c_readonly VALUES (1)")?;
     let session = a.on(1)?;
     session.run("SELECT * FROM c_readonly")?;
-    // Background writers may add a little; a hundred announced transactions would add much more.
-    let before = session.one("SELECT pg_current_wal_insert_lsn()")?;
-    for _ in 0..100 {
-        session.run("BEGIN; SELECT * FROM c_readonly; COMMIT")?;
+    // Background writers may add something now and then; a hundred announced transactions would
+    // add much more every time.
+    let mut grown = Vec::new();
+    for _ in 0..3 {
+        let before = session.one("SELECT pg_current_wal_insert_lsn()")?;
+        for _ in 0..100 {
+            session.run("BEGIN; SELECT * FROM c_readonly; COMMIT")?;
+        }
+        let bytes = format!("SELECT pg_current_wal_insert_lsn() - '{before}'::pg_lsn");
+        grown.push(session.one(&bytes)?.parse::<u64>()?);
     }
-    let grown = session.one(&format!("SELECT pg_current_wal_insert_lsn() - '{before}'::pg_lsn"))?;
-    ensure!(grown.parse::<u64>()? < 8192, "100 read-only transactions wrote {grown} bytes of WAL");
+    let is_little = grown.iter().any(|bytes| *bytes < 8192);
+    ensure!(is_little, "100 read-only transactions each time wrote {grown:?} bytes of WAL");
     Ok(())
 }
 
@@ -327,7 +333,9 @@ fn returning(a: &Arena) -> Result<()> {
 fn statement_timeout_before_commit(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE c_timeout(id int PRIMARY KEY)")?;
     let session = a.on(1)?;
-    session.run("SET statement_timeout = 100; BEGIN; INSERT INTO c_timeout VALUES (1)")?;
+    session.run("BEGIN; INSERT INTO c_timeout VALUES (1)")?;
+    // Gone with the transaction: nothing else may run into it.
+    session.run("SET LOCAL statement_timeout = 100")?;
     let error = session.refused("SELECT pg_sleep(10)")?;
     ensure!(error.state == "57014", "{error}");
     session.run("ROLLBACK")?;

@@ -3,9 +3,14 @@
 
 use super::arena::Arena;
 use crate::server::DATABASE;
+use crate::wait::until;
 use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::time::Duration;
+
+/// How long nodes may take to be connected to each other.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Ways between nodes that are cut while this lives, unless they are healed.
 #[derive(Debug)]
@@ -19,11 +24,16 @@ impl Cut {
     /// # Errors
     /// When a node does not say who serves its peers.
     pub(super) fn between(a: &Arena, node: usize, others: &[usize]) -> Result<Self> {
-        let mut cut = Self { processes: Vec::new() };
-        for other in others {
-            cut.processes.extend(serving(a, node, *other)?);
-            cut.processes.extend(serving(a, *other, node)?);
-        }
+        // Who has lost a connection connects again; all are looked up at one time.
+        let processes = until("the nodes serve each other", CONNECTED_WITHIN, || {
+            let mut processes = Vec::new();
+            for other in others {
+                processes.extend(serving(a, node, *other)?);
+                processes.extend(serving(a, *other, node)?);
+            }
+            Ok(Some(processes))
+        })?;
+        let cut = Self { processes };
         for process in &cut.processes {
             kill(*process, Signal::SIGSTOP)?;
         }

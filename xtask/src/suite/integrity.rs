@@ -274,7 +274,11 @@ fn parent_is_seen_at_once(a: &Arena) -> Result<()> {
                 .with_context(|| format!("child {id} of a parent just stored"))?;
         }
     }
-    a.expect("SELECT (SELECT count(*) FROM i_soon_c), (SELECT count(*) FROM i_soonp_c)", "150,150")
+    // These sessions did not wait for the others.
+    until("every node has what was committed", Duration::from_secs(20), || {
+        let rows = "SELECT (SELECT count(*) FROM i_soon_c), (SELECT count(*) FROM i_soonp_c)";
+        a.expect(rows, "150,150").map(Some)
+    })
 }
 
 /// The other way round: the last child has just gone, or has just got another parent.

@@ -5,6 +5,7 @@ use super::checks;
 use super::cut::Cut;
 use super::failover::{GO_ON_WITHIN, is_online};
 use crate::server::{DATABASE, Server};
+use crate::session::{Session, SqlError};
 use crate::wait::until;
 use anyhow::{Result, ensure};
 use std::time::Duration;
@@ -233,10 +234,12 @@ fn one_name_on_two_nodes_at_once(a: &Arena) -> Result<()> {
     let (one, two) = (a.on(1)?, a.on(2)?);
     let mut expected = 0;
     for round in 0..10 {
-        one.run(&format!("BEGIN; INSERT INTO t_name VALUES ({round})"))?;
-        two.run(&format!("BEGIN; INSERT INTO t_name VALUES (100 + {round})"))?;
-        let prepare = "PREPARE TRANSACTION 'user-14'";
-        let (first, second) = Arena::both(|| one.run(prepare), || two.run(prepare));
+        let [here, there] =
+            [round, 100 + round].map(|id| format!("BEGIN; INSERT INTO t_name VALUES ({id})"));
+        one.run(&here)?;
+        two.run(&there)?;
+        let (first, second) =
+            Arena::both(|| prepare_surely(&one, &here), || prepare_surely(&two, &there));
         ensure!(first.is_err() || second.is_err(), "both got the name");
         for error in [first.err(), second.err()].into_iter().flatten() {
             ensure!(error.state == "42710", "{error}");
@@ -247,6 +250,23 @@ fn one_name_on_two_nodes_at_once(a: &Arena) -> Result<()> {
     }
     ensure!(expected > 0, "nobody ever got the name");
     prepared(a, "user-14", "~")
+}
+
+/// PREPARE TRANSACTION after `begin`; both again if the node said that what it knows of the name
+/// may be old, which it does when its peers answer late.
+fn prepare_surely(session: &Session, begin: &str) -> Result<(), SqlError> {
+    let prepare = "PREPARE TRANSACTION 'user-14'";
+    let again = format!("{begin}; {prepare}");
+    let mut answer = session.run(prepare);
+    for _ in 0..10 {
+        let Err(error) = &answer else { break };
+        let why = "the members of the cluster changed during the statement";
+        if error.state != "40001" || !error.message.contains(why) {
+            break;
+        }
+        answer = session.run(&again);
+    }
+    answer.map(drop)
 }
 
 /// COMMIT PREPARED and ROLLBACK PREPARED on two nodes at once: one of them is true, everywhere.

@@ -417,7 +417,6 @@ fn hot_rows_on_three_nodes(a: &Arena) -> Result<()> {
     a.expect("SELECT sum(v) FROM x_hot", &total.to_string())
 }
 
-/// Transfers in random order between few accounts: money is neither made nor lost.
 /// Two transactions of node 3 that do not conflict. On node 1 the second one waits for a client that
 /// waits for the first one, on node 2 the first one for a client that waits for the second one: no
 /// server sees the circle.
@@ -455,6 +454,7 @@ fn circle_through_clients_of_two_nodes(a: &Arena) -> Result<()> {
     a.expect("SELECT sum(v) FROM x_circle", &(2 * winners(&outcomes)).to_string())
 }
 
+/// Transfers in random order between few accounts: money is neither made nor lost.
 fn bank_transfers(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE x_bank(id int PRIMARY KEY, v int CHECK (v >= 0)); INSERT INTO x_bank SELECT g, 1000 FROM generate_series(1, 20) g")?;
     storm(a, 2, Duration::from_secs(4), |session, n| {

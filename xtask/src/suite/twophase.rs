@@ -205,7 +205,6 @@ fn only_its_owner_ends_it(a: &Arena) -> Result<()> {
     a.run(1, "DROP TABLE t_owner; DROP ROLE tp_one; DROP ROLE tp_two").map(drop)
 }
 
-/// Of two transactions that want one name, one gets it and the other one is told so.
 /// Whatever somebody makes of `=`: who may end what is decided with the server's own.
 fn operators_of_users_decide_nothing(a: &Arena) -> Result<()> {
     a.run(
@@ -229,6 +228,7 @@ fn operators_of_users_decide_nothing(a: &Arena) -> Result<()> {
     settles(a, "SELECT count(*) FROM t_trick", "1")
 }
 
+/// Of two transactions that want one name, one gets it and the other one is told so.
 fn one_name_on_two_nodes_at_once(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE t_name(id int PRIMARY KEY)")?;
     let (one, two) = (a.on(1)?, a.on(2)?);

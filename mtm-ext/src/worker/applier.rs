@@ -86,20 +86,7 @@ fn serve(slot: usize) {
 /// At the worker's end: its slot and its transaction are free for others.
 fn release() {
     open::at_exit();
-    let ended = || Caught {
-        sqlstate: *b"40001",
-        message: "an apply worker ended".to_owned(),
-        detail: String::new(),
-    };
-    for gid in finish::release() {
-        dmq::give_reason(gid, ended());
-        machine::feed_after(Input::ApplyFailed(gid), |state| {
-            if !may_be_prepared(state, &gid) {
-                state.end_operation(&gid, Decree::Abort);
-                state.notes.remove(&gid);
-            }
-        });
-    }
+    refuse_mine("an apply worker ended");
     let slot = SLOT.get();
     let receiver = shmem::workers(|workers| {
         let mine = &mut workers[slot];
@@ -114,12 +101,31 @@ fn release() {
     proc::wake(shmem::header().resolver.load(Ordering::Acquire));
 }
 
+/// At a process' end: what it was applying is refused, what it has not finished is for others.
+pub fn refuse_mine(why: &str) {
+    for gid in finish::release() {
+        let ended = Caught { sqlstate: *b"40001", message: why.to_owned(), detail: String::new() };
+        dmq::give_reason(gid, ended);
+        machine::feed_after(Input::ApplyFailed(gid), |state| {
+            if !may_be_prepared(state, &gid) {
+                state.end_operation(&gid, Decree::Abort);
+                state.notes.remove(&gid);
+            }
+        });
+    }
+}
+
 /// Whether it was applied to its end, and so may be prepared.
 fn may_be_prepared(state: &mut NodeState, gid: &Gid) -> bool {
     match state.node().and_then(|node| node.transaction(gid)).map(|entry| entry.role) {
         Some(Role::Peer(peer)) => !matches!(
             peer.state(),
-            ParticipantState::Unknown | ParticipantState::Applying | ParticipantState::Refused
+            ParticipantState::Unknown
+                | ParticipantState::Applying
+                | ParticipantState::Refused
+                | ParticipantState::AbortPending(false)
+                | ParticipantState::AbortAccepted(false)
+                | ParticipantState::Aborted
         ),
         Some(Role::Own(_)) => true,
         None => false,
@@ -162,7 +168,6 @@ impl InPlace {
         proc::allow_cancel();
         if !take_note(&gid) {
             proc::hold_cancel();
-            let_go(&gid);
             return true;
         }
         let applier = &mut self.applier;
@@ -229,7 +234,6 @@ fn perform(mine: &WorkerSlot, applier: &mut Applier, task: &[u8]) {
     proc::allow_cancel();
     if !take_note(&gid) {
         proc::hold_cancel();
-        let_go(&gid);
         return rows.remove();
     }
     let outcome = bgworker::catching(AssertUnwindSafe(|| {
@@ -404,11 +408,19 @@ fn failed(gid: &Gid, caught: &Caught) {
         // Recovery may have taken it over, with what it has committed.
         let mine = is_mine(state, gid);
         if mine {
-            state.notes.remove(gid);
-            state.end_operation(gid, Decree::Abort);
+            forget(state, gid);
         }
         mine
     });
+}
+
+/// Nobody has it any more.
+fn forget(state: &mut NodeState, gid: &Gid) {
+    state.notes.remove(gid);
+    // Unless recovery has installed it, with its name.
+    if !may_be_prepared(state, gid) {
+        state.end_operation(gid, Decree::Abort);
+    }
 }
 
 /// Whether no other process has it.
@@ -452,8 +464,7 @@ fn lost_conflict(gid: &Gid) -> Caught {
 fn let_go(gid: &Gid) {
     shmem::node(|state| {
         if is_mine(state, gid) {
-            state.end_operation(gid, Decree::Abort);
-            state.notes.remove(gid);
+            forget(state, gid);
         }
     });
 }

@@ -6,9 +6,9 @@
 //! apply the same rule to the same two names, so that exactly one of the two survives.
 //!
 //! A circle can also lead through transactions that are not announced: the apply waits for a client
-//! which itself waits for what another transaction has prepared here. See [`untangle`].
+//! which itself waits for what another transaction has prepared here. See [`Circles`].
 
-use super::resolver;
+use super::{finish, resolver};
 use crate::pg::lockwait;
 use crate::pg::proc;
 use crate::pg::shmem;
@@ -17,6 +17,7 @@ use core::sync::atomic::Ordering;
 use mtm_core::{Gid, Instant};
 use mtm_node::{Input, Role, Verdict, judge};
 use mtm_paxos::commit::ParticipantState;
+use std::collections::BTreeMap;
 
 /// How long after the previous look to look again, by the age of the youngest work.
 pub const fn next_look_us(age_us: u64) -> u64 {
@@ -59,27 +60,68 @@ pub fn look(busy: impl Iterator<Item = (Gid, Instant)>) {
 /// client which waits for another transaction, prepared here and undecided; elsewhere it may be the
 /// other way round, and neither is ever decided. The apply is refused if it is the later of the two.
 /// In a circle at least one is, whatever its length, for the order is total; where there is none,
-/// some are refused for nothing, but only what has kept waiting. For the resolver, which can ask who
-/// holds a prepared transaction's locks.
-pub fn untangle() {
-    for (theirs, worker) in applying() {
-        if !lockwait::is_waiting(worker) {
-            continue;
+/// some are refused for nothing, but only what has waited for [`LONG_US`]. For the resolver, which
+/// can ask who holds a prepared transaction's locks.
+#[derive(Default)]
+pub struct Circles {
+    /// Which apply waits, in which process, since when it was seen to.
+    waiting: BTreeMap<(Gid, proc::ProcNo), Instant>,
+    /// The next look.
+    next: Instant,
+}
+
+impl Circles {
+    /// Looks, if it is time for that.
+    pub fn untangle(&mut self) {
+        let now = proc::now();
+        if now < self.next {
+            return;
         }
-        let blockers = lockwait::blockers(worker);
-        if blockers.iter().any(|blocker| announced(*blocker).is_some()) {
-            continue; // a case for `look`
+        let applying = applying();
+        self.waiting.retain(|key, _| applying.contains(key));
+        let mut holders = BTreeMap::new();
+        for (theirs, worker) in &applying {
+            if !lockwait::is_waiting(*worker) {
+                self.waiting.remove(&(*theirs, *worker));
+                continue;
+            }
+            let since = *self.waiting.entry((*theirs, *worker)).or_insert(now);
+            if now.since(since) >= LONG_US {
+                judge_apply(theirs, *worker, &applying, &mut holders);
+            }
         }
-        let winner = blockers
-            .iter()
-            .filter(|blocker| lockwait::is_waiting(**blocker))
-            .flat_map(|blocker| resolver::in_the_way_of(proc::pid_of(*blocker)))
-            .chain(kept_open(&blockers))
-            .find(|other| *other != theirs && judge(theirs, *other) == Verdict::Wait);
-        if let Some(winner) = winner {
-            refuse_apply(&theirs, worker, winner);
-        }
+        self.next = proc::now().plus_us(LONG_US);
     }
+}
+
+/// Refuses an apply that waits for a client which waits for somebody earlier. `holders` has for whom
+/// clients wait.
+fn judge_apply(
+    theirs: &Gid,
+    worker: proc::ProcNo,
+    applying: &[(Gid, proc::ProcNo)],
+    holders: &mut BTreeMap<proc::ProcNo, Vec<Gid>>,
+) {
+    let blockers = lockwait::blockers(worker);
+    if blockers.iter().any(|blocker| announced(*blocker).is_some()) {
+        return; // a case for `look`
+    }
+    let is_client = |blocker: &&proc::ProcNo| applying.iter().all(|(_, worker)| worker != *blocker);
+    let clients = blockers.iter().filter(is_client).filter(|client| lockwait::is_waiting(**client));
+    let winner = clients
+        .flat_map(|client| holders.entry(*client).or_insert_with(|| waited_for(*client)).clone())
+        .find(|other| other != theirs && judge(*theirs, *other) == Verdict::Wait);
+    if let Some(winner) = winner {
+        refuse_apply(theirs, worker, winner);
+    }
+}
+
+/// Undecided transactions, prepared or kept open here, that a process waits for.
+fn waited_for(client: proc::ProcNo) -> Vec<Gid> {
+    let mut found = resolver::in_the_way_of(proc::pid_of(client));
+    found.extend(kept_open(&lockwait::blockers(client)));
+    shmem::node(|state| found.retain(|gid| finish::waits(state, gid)));
+    found
 }
 
 /// What apply workers are busy with.

@@ -95,7 +95,7 @@ pub fn await_commit(gid: &Gid) {
 }
 
 /// Whether it is prepared here and undecided.
-fn waits(state: &mut NodeState, gid: &Gid) -> bool {
+pub fn waits(state: &mut NodeState, gid: &Gid) -> bool {
     match state.node().and_then(|node| node.transaction(gid)).map(|entry| entry.role) {
         Some(Role::Peer(peer)) => {
             peer.is_undecided() || matches!(peer.state(), ParticipantState::Preparing(_))

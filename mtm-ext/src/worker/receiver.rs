@@ -1,10 +1,10 @@
 //! mtm-logrep-receiver: reads one peer's stream and hands its transactions to apply workers, or
 //! replays everything that peer has committed while this node recovers.
 
-use super::applier::InPlace;
+use super::applier::{self, InPlace};
 use super::recovery::Replay;
 use super::spill::{self, EarlyIncoming, Incoming, Task};
-use super::{conflict, crew, finish, line, open, recovery};
+use super::{conflict, crew, line, open, recovery};
 use crate::health::{self, Cause};
 use crate::pg::bgworker::{self, Caught, Handle, Kind};
 use crate::pg::conn::{Conn, ConnError, CopyIn};
@@ -99,7 +99,7 @@ pub fn run(node: u8) {
         || {
             open::at_exit();
             recovery::at_exit();
-            refuse_begun();
+            applier::refuse_mine("the receiver of this transaction ended");
         },
     );
 }
@@ -197,15 +197,6 @@ fn refuse_left(origin: NodeId) {
     }
 }
 
-/// At this process' end: what it was applying itself.
-fn refuse_begun() {
-    for gid in finish::release() {
-        if shmem::node(|state| is_with_nobody(state, &gid)) {
-            refuse_ended(gid, "the receiver of this transaction ended");
-        }
-    }
-}
-
 /// Whether it is to be applied, and no process has it.
 fn is_with_nobody(state: &mut NodeState, gid: &Gid) -> bool {
     let role = state.node().and_then(|node| node.transaction(gid)).map(|entry| entry.role);
@@ -213,12 +204,17 @@ fn is_with_nobody(state: &mut NodeState, gid: &Gid) -> bool {
         && state.notes.get_mut(gid).is_none_or(|note| note.worker == proc::NO_PROC)
 }
 
+/// Votes "no", if no process has it.
 fn refuse_ended(gid: Gid, why: &str) {
     let caught = Caught { sqlstate: *b"40001", message: why.to_owned(), detail: String::new() };
     dmq::give_reason(gid, caught);
-    machine::feed_after(Input::ApplyFailed(gid), |state| {
-        state.end_operation(&gid, Decree::Abort);
-        state.notes.remove(&gid);
+    machine::feed_if(Input::ApplyFailed(gid), |state| {
+        let left = is_with_nobody(state, &gid);
+        if left {
+            state.end_operation(&gid, Decree::Abort);
+            state.notes.remove(&gid);
+        }
+        left
     });
 }
 
@@ -624,9 +620,7 @@ impl Receiver {
                 });
             }
             // It may have ended before it saw what it was given. What it had begun it has answered.
-            if let Some((gid, _)) = worker.busy
-                && shmem::node(|state| is_with_nobody(state, &gid))
-            {
+            if let Some((gid, _)) = worker.busy {
                 refuse_ended(gid, "an apply worker ended");
             }
             if let Some(file) = worker.file {
@@ -671,7 +665,10 @@ impl Receiver {
         }
         let (segment, ring) = segment::create();
         let slot = shmem::workers(|all| {
-            let slot = all.iter().position(|w| !w.used)?;
+            // One that a worker has left is its own until `collect_workers` has seen that.
+            let free =
+                |(slot, w): (usize, &WorkerSlot)| !w.used && !self.workers.contains_key(&slot);
+            let slot = all.iter().enumerate().position(free)?;
             all[slot] = shmem::free_worker();
             all[slot].used = true;
             all[slot].origin = self.origin;

@@ -32,6 +32,7 @@ pub fn run() {
 
 fn serve() {
     let mut waiting = BTreeMap::new();
+    let mut circles = conflict::Circles::default();
     bgworker::finish_before_end();
     loop {
         // A replay that brings to its end what it has begun may need this process.
@@ -41,7 +42,7 @@ fn serve() {
         bgworker::handle_signals();
         finish::orphans();
         make_way(&mut waiting);
-        conflict::untangle();
+        circles.untangle();
         open::note_left();
         let replays = recovery::replayer().is_some();
         proc::wait(None, Some(if replays { LOOK_US } else { IDLE_US }));

@@ -107,7 +107,7 @@ pub fn refuse_mine(why: &str) {
         let ended = Caught { sqlstate: *b"40001", message: why.to_owned(), detail: String::new() };
         dmq::give_reason(gid, ended);
         machine::feed_after(Input::ApplyFailed(gid), |state| {
-            if !may_be_prepared(state, &gid) {
+            if !is_prepared(state, &gid) {
                 state.end_operation(&gid, Decree::Abort);
                 state.notes.remove(&gid);
             }
@@ -115,13 +115,15 @@ pub fn refuse_mine(why: &str) {
     }
 }
 
-/// Whether it was applied to its end, and so may be prepared.
-fn may_be_prepared(state: &mut NodeState, gid: &Gid) -> bool {
+/// Whether it is prepared here, or was. While PREPARE is being written it is not: who gives up then
+/// has failed in it.
+fn is_prepared(state: &mut NodeState, gid: &Gid) -> bool {
     match state.node().and_then(|node| node.transaction(gid)).map(|entry| entry.role) {
         Some(Role::Peer(peer)) => !matches!(
             peer.state(),
             ParticipantState::Unknown
                 | ParticipantState::Applying
+                | ParticipantState::Preparing(_)
                 | ParticipantState::Refused
                 | ParticipantState::AbortPending(false)
                 | ParticipantState::AbortAccepted(false)
@@ -418,7 +420,7 @@ fn failed(gid: &Gid, caught: &Caught) {
 fn forget(state: &mut NodeState, gid: &Gid) {
     state.notes.remove(gid);
     // Unless recovery has installed it, with its name.
-    if !may_be_prepared(state, gid) {
+    if !is_prepared(state, gid) {
         state.end_operation(gid, Decree::Abort);
     }
 }

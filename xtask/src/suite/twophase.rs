@@ -233,9 +233,9 @@ fn one_name_on_two_nodes_at_once(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE t_name(id int PRIMARY KEY)")?;
     let (one, two) = (a.on(1)?, a.on(2)?);
     let mut expected = 0;
-    for round in 0..10 {
+    for round in 0..200 {
         let [here, there] =
-            [round, 100 + round].map(|id| format!("BEGIN; INSERT INTO t_name VALUES ({id})"));
+            [round, 1000 + round].map(|id| format!("BEGIN; INSERT INTO t_name VALUES ({id})"));
         one.run(&here)?;
         two.run(&there)?;
         let (first, second) =

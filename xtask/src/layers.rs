@@ -214,13 +214,13 @@ fn observe(mut command: Command, logs: &Path, name: &str) -> Result<Tally> {
         .stderr(Stdio::inherit());
     let mut child = command.spawn().with_context(|| format!("cannot run {name}"))?;
     let mut tally = Tally::default();
-    let mut last = VecDeque::with_capacity(LAST_LINES);
+    let (mut marked, mut last) = (Vec::new(), VecDeque::with_capacity(LAST_LINES));
     let output = child.stdout.take().context("the output is piped")?;
     for line in BufReader::new(output).lines() {
         let line = line?;
         writeln!(log, "{line}")?;
         if line.contains("FAILED") || line.contains("panicked at") {
-            tally.failures.push(format!("{name}: {line}"));
+            marked.push(format!("{name}: {line}"));
         }
         if last.len() == LAST_LINES {
             last.pop_front();
@@ -237,15 +237,14 @@ fn observe(mut command: Command, logs: &Path, name: &str) -> Result<Tally> {
     }
     let status = child.wait()?;
     let what = format!("{name} failed ({status}); its output is in {}", file.display());
-    if tally.failed > 0 {
-        tally.failures.extend(last);
-        tally.failures.push(what);
-    } else if !status.success() {
+    if !status.success() && tally.failed == 0 {
         println!("{what}");
-        tally.failures.extend(last);
-        tally.fail(what);
+        tally.failed = 1;
     } else if tally == Tally::default() {
         tally.passed = 1;
+    }
+    if tally.failed > 0 {
+        tally.failures = marked.into_iter().chain(last).chain([what]).collect();
     }
     Ok(tally)
 }

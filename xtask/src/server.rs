@@ -246,15 +246,24 @@ impl Server {
 ///
 /// # Errors
 /// With what it printed.
-pub fn succeed(mut command: Command, what: &str) -> Result<()> {
+pub fn succeed(command: Command, what: &str) -> Result<()> {
+    said_by(command, what).map(drop)
+}
+
+/// The same; what it said.
+///
+/// # Errors
+/// With what it said when it fails.
+pub fn said_by(mut command: Command, what: &str) -> Result<String> {
     let output = command
         .output()
         .with_context(|| format!("cannot run {what} (is it in {}?)", bindir().display()))?;
-    if output.status.success() {
-        return Ok(());
-    }
     let said = [output.stdout, output.stderr].concat();
-    bail!("{what} failed ({}):\n{}", output.status, String::from_utf8_lossy(&said).trim_end())
+    let said = String::from_utf8_lossy(&said).into_owned();
+    if output.status.success() {
+        return Ok(said);
+    }
+    bail!("{what} failed ({}):\n{}", output.status, said.trim_end())
 }
 
 /// `count` free ports in a row, from `first` on; if `exact`, exactly those.

@@ -22,8 +22,8 @@ use mtm_generations as generations;
 use mtm_node::message::{MAX_TEXT, Refusal};
 use mtm_node::table::{Slot, Table};
 use mtm_node::user::{Obstacle, Operation, User, Users};
-use mtm_node::{Core, Entry, Node, Outcome};
-use mtm_paxos::commit::Decree;
+use mtm_node::{Core, Entry, Node, Outcome, Role};
+use mtm_paxos::commit::{Decree, ParticipantState};
 use pgrx::pg_sys;
 
 const NODES: usize = MAX_NODES as usize;
@@ -204,6 +204,14 @@ impl NodeState {
     /// The machine; `None` until the campaigner has read the durable state.
     pub fn node(&mut self) -> Option<Node<'_>> {
         self.core.as_mut().map(|core| Node::new(core, self.slots))
+    }
+
+    /// How far another node's transaction is here, if there is one of this name.
+    pub fn participant(&mut self, gid: &Gid) -> Option<ParticipantState> {
+        match self.node()?.transaction(gid)?.role {
+            Role::Peer(peer) => Some(peer.state()),
+            Role::Own(_) => None,
+        }
     }
 
     /// Gives the machine its first state.

@@ -104,15 +104,18 @@ fn release() {
 /// At a process' end: what it was applying is refused, what it has not finished is for others.
 pub fn refuse_mine(why: &str) {
     for gid in finish::release() {
-        let ended = Caught { sqlstate: *b"40001", message: why.to_owned(), detail: String::new() };
-        dmq::give_reason(gid, ended);
+        dmq::give_reason(gid, ended(why));
         machine::feed_after(Input::ApplyFailed(gid), |state| {
             if !is_prepared(state, &gid) {
-                state.end_operation(&gid, Decree::Abort);
-                state.notes.remove(&gid);
+                forget(state, &gid);
             }
         });
     }
+}
+
+/// Why a process' end refuses a transaction: another try may well succeed.
+pub fn ended(why: &str) -> Caught {
+    Caught { sqlstate: *b"40001", message: why.to_owned(), detail: String::new() }
 }
 
 /// Whether it is prepared here, or was. While PREPARE is being written it is not: who gives up then
@@ -216,9 +219,7 @@ const LOCKED: [u8; 5] = *b"55P03";
 fn take_note(gid: &Gid) -> bool {
     let me = proc::my_procno();
     shmem::node(|state| {
-        let role = state.node().and_then(|node| node.transaction(gid)).map(|entry| entry.role);
-        let applies =
-            matches!(role, Some(Role::Peer(p)) if p.state() == ParticipantState::Applying);
+        let applies = state.participant(gid) == Some(ParticipantState::Applying);
         if applies && let Ok(note) = state.notes.entry(*gid, || finish::free(me)) {
             note.worker = me;
         }
@@ -406,29 +407,27 @@ fn failed(gid: &Gid, caught: &Caught) {
     health::refused(&caught);
     note_suspect(&caught);
     dmq::give_reason(*gid, caught);
-    machine::feed_if(Input::ApplyFailed(*gid), |state| {
-        // Recovery may have taken it over, with what it has committed.
-        let mine = is_mine(state, gid);
-        if mine {
-            forget(state, gid);
-        }
-        mine
-    });
+    machine::feed_if(Input::ApplyFailed(*gid), |state| forget_mine(state, gid));
+}
+
+/// Nobody has it any more, unless another process has: recovery may have taken it over, with what
+/// it has committed. Then `false`.
+fn forget_mine(state: &mut NodeState, gid: &Gid) -> bool {
+    let me = proc::my_procno();
+    let mine = state.notes.get_mut(gid).is_none_or(|note| note.worker == me);
+    if mine {
+        forget(state, gid);
+    }
+    mine
 }
 
 /// Nobody has it any more.
-fn forget(state: &mut NodeState, gid: &Gid) {
+pub fn forget(state: &mut NodeState, gid: &Gid) {
     state.notes.remove(gid);
     // Unless recovery has installed it, with its name.
     if !is_prepared(state, gid) {
         state.end_operation(gid, Decree::Abort);
     }
-}
-
-/// Whether no other process has it.
-fn is_mine(state: &mut NodeState, gid: &Gid) -> bool {
-    let me = proc::my_procno();
-    state.notes.get_mut(gid).is_none_or(|note| note.worker == me)
 }
 
 /// A row is missing, or in the way: if that happens again and again, `mtm-health` finds out why.
@@ -464,9 +463,5 @@ fn lost_conflict(gid: &Gid) -> Caught {
 
 /// It was not, and will not be, prepared: nobody has it any more.
 fn let_go(gid: &Gid) {
-    shmem::node(|state| {
-        if is_mine(state, gid) {
-            forget(state, gid);
-        }
-    });
+    shmem::node(|state| forget_mine(state, gid));
 }

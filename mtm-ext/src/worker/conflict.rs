@@ -15,7 +15,7 @@ use crate::pg::shmem;
 use crate::{guc, machine};
 use core::sync::atomic::Ordering;
 use mtm_core::{Gid, Instant};
-use mtm_node::{Input, Role, Verdict, judge};
+use mtm_node::{Input, Verdict, judge};
 use mtm_paxos::commit::ParticipantState;
 use std::collections::BTreeMap;
 
@@ -129,13 +129,9 @@ fn applying() -> Vec<(Gid, proc::ProcNo)> {
     shmem::node(|state| {
         let busy =
             |(gid, note): (&Gid, &shmem::Note)| is_with_worker(note).then_some((*gid, note.worker));
-        let all: Vec<_> = state.notes.iter().filter_map(busy).collect();
-        let Some(node) = state.node() else { return Vec::new() };
-        let applies = |(gid, _): &(Gid, proc::ProcNo)| {
-            let role = node.transaction(gid).map(|entry| entry.role);
-            matches!(role, Some(Role::Peer(p)) if p.state() == ParticipantState::Applying)
-        };
-        all.into_iter().filter(applies).collect()
+        let mut all: Vec<_> = state.notes.iter().filter_map(busy).collect();
+        all.retain(|(gid, _)| state.participant(gid) == Some(ParticipantState::Applying));
+        all
     })
 }
 

@@ -11,13 +11,10 @@ use mtm_paxos::commit::{Decree, ParticipantState};
 
 /// Whether commit (true) or abort of this transaction, prepared here, is decided and not done.
 fn decision(state: &mut NodeState, gid: &Gid) -> Option<bool> {
-    match state.node()?.transaction(gid)?.role {
-        Role::Peer(peer) => match peer.state() {
-            ParticipantState::Committing(_) => Some(true),
-            ParticipantState::RollingBack => Some(false),
-            _ => None,
-        },
-        Role::Own(_) => None,
+    match state.participant(gid)? {
+        ParticipantState::Committing(_) => Some(true),
+        ParticipantState::RollingBack => Some(false),
+        _ => None,
     }
 }
 
@@ -45,7 +42,7 @@ pub const fn free(worker: proc::ProcNo) -> shmem::Note {
 }
 
 /// Ends it here, unless somebody else does; wakes the worker that waits with it.
-pub fn unless_taken(gid: &Gid, _commit: bool) {
+pub fn unless_taken(gid: &Gid) {
     let me = proc::my_procno();
     let (worker, decided) = shmem::node(|state| {
         (state.notes.get_mut(gid).map(|note| note.worker), take_in(state, gid, me))

@@ -60,7 +60,7 @@ struct Pipe {
     from: NodeId,
     replies: Outgoing,
     /// Prepared transactions whose outcome was decided by the messages just read.
-    decided: Vec<(Gid, bool)>,
+    decided: Vec<Gid>,
 }
 
 thread_local! {
@@ -106,9 +106,9 @@ pub fn carry_out() {
         pipe.as_mut().map(|pipe| core::mem::take(&mut pipe.decided)).unwrap_or_default()
     });
     let quiet = decided.len() == 1 && !pipe::more_waiting();
-    for (gid, commit) in decided {
+    for gid in decided {
         if quiet {
-            finish::unless_taken(&gid, commit);
+            finish::unless_taken(&gid);
             send_replies();
         } else {
             finish::wake(&gid);
@@ -122,7 +122,7 @@ pub fn carry_out() {
 pub fn end_pipe() -> Option<NodeId> {
     let pipe = PIPE.take()?;
     finish::release();
-    for (gid, _) in pipe.decided {
+    for gid in pipe.decided {
         finish::wake(&gid);
     }
     Some(pipe.from)
@@ -167,12 +167,10 @@ fn peer_message(from: NodeId, message: PeerMessage) {
         return;
     }
     for effect in machine::feed_here(input) {
-        let decided = match effect {
-            Effect::CommitPrepared(gid) => (gid, true),
-            Effect::RollbackPrepared(gid) => (gid, false),
-            _ => continue,
+        let (Effect::CommitPrepared(gid) | Effect::RollbackPrepared(gid)) = effect else {
+            continue;
         };
-        PIPE.with_borrow_mut(|pipe| pipe.iter_mut().for_each(|pipe| pipe.decided.push(decided)));
+        PIPE.with_borrow_mut(|pipe| pipe.iter_mut().for_each(|pipe| pipe.decided.push(gid)));
     }
 }
 

@@ -220,7 +220,7 @@ fn prepare(gid: &Gid) {
         }
     });
     // It may have been decided meanwhile.
-    finish::unless_taken(gid, true);
+    finish::unless_taken(gid);
 }
 
 /// Notes as finished what has become durable; makes it so when that is due.

@@ -199,20 +199,17 @@ fn refuse_left(origin: NodeId) {
 
 /// Whether it is to be applied, and no process has it.
 fn is_with_nobody(state: &mut NodeState, gid: &Gid) -> bool {
-    let role = state.node().and_then(|node| node.transaction(gid)).map(|entry| entry.role);
-    matches!(role, Some(Role::Peer(p)) if p.state() == ParticipantState::Applying)
+    state.participant(gid) == Some(ParticipantState::Applying)
         && state.notes.get_mut(gid).is_none_or(|note| note.worker == proc::NO_PROC)
 }
 
 /// Votes "no", if no process has it.
 fn refuse_ended(gid: Gid, why: &str) {
-    let caught = Caught { sqlstate: *b"40001", message: why.to_owned(), detail: String::new() };
-    dmq::give_reason(gid, caught);
+    dmq::give_reason(gid, applier::ended(why));
     machine::feed_if(Input::ApplyFailed(gid), |state| {
         let left = is_with_nobody(state, &gid);
         if left {
-            state.end_operation(&gid, Decree::Abort);
-            state.notes.remove(&gid);
+            applier::forget(state, &gid);
         }
         left
     });

@@ -408,7 +408,7 @@ impl Replay {
                 // the donor's log may move on only when it is durable.
                 Effect::Skip(gid) => finish::await_commit(&gid),
                 Effect::CommitPrepared(gid) => {
-                    finish::unless_taken(&gid, true);
+                    finish::unless_taken(&gid);
                     finish::await_commit(&gid);
                 }
                 Effect::ApplyCommitted(gid) => {

@@ -19,6 +19,12 @@ impl Script {
         Self(text.to_owned())
     }
 
+    /// What pgbench reads.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+
     /// One row is updated.
     #[must_use]
     pub fn update(rows: u32) -> Self {

@@ -32,8 +32,7 @@ checks!("conflicts":
 );
 
 /// Prepares both transactions up to COMMIT, commits them at the same moment.
-fn race(a: &Arena, table: &str, one: &str, two: &str) -> Result<[Result<(), SqlError>; 2]> {
-    let _ = table;
+fn race(a: &Arena, one: &str, two: &str) -> Result<[Result<(), SqlError>; 2]> {
     timed_race(a, one, two).map(|(outcomes, _)| outcomes)
 }
 
@@ -65,7 +64,7 @@ fn update_update(a: &Arena) -> Result<()> {
     let mut decided = 0;
     for id in 1..=30 {
         let update = format!("UPDATE x_uu SET v = v + 1 WHERE id = {id}");
-        let outcomes = race(a, "x_uu", &update, &update)?;
+        let outcomes = race(a, &update, &update)?;
         retryable_losers(&outcomes)?;
         ensure!(winners(&outcomes) < 2, "both won on row {id} although each had seen 0");
         decided += winners(&outcomes);
@@ -100,7 +99,6 @@ fn insert_insert_same_key(a: &Arena) -> Result<()> {
     for id in 1..=20 {
         let outcomes = race(
             a,
-            "x_ii",
             &format!("INSERT INTO x_ii VALUES ({id}, 1)"),
             &format!("INSERT INTO x_ii VALUES ({id}, 2)"),
         )?;
@@ -132,7 +130,6 @@ fn update_delete(a: &Arena) -> Result<()> {
     for id in 1..=20 {
         let outcomes = race(
             a,
-            "x_ud",
             &format!("UPDATE x_ud SET v = 1 WHERE id = {id}"),
             &format!("DELETE FROM x_ud WHERE id = {id}"),
         )?;
@@ -155,7 +152,7 @@ fn delete_delete(a: &Arena) -> Result<()> {
     )?;
     for id in 1..=20 {
         let delete = format!("DELETE FROM x_dd WHERE id = {id}");
-        let outcomes = race(a, "x_dd", &delete, &delete)?;
+        let outcomes = race(a, &delete, &delete)?;
         retryable_losers(&outcomes)?;
         ensure!(winners(&outcomes) < 2, "row {id} was deleted twice");
         let expected = 1 - winners(&outcomes);
@@ -170,7 +167,6 @@ fn unique_constraint_between_nodes(a: &Arena) -> Result<()> {
         let (one, two) = (id * 2, id * 2 + 1);
         let outcomes = race(
             a,
-            "x_uni",
             &format!("INSERT INTO x_uni VALUES ({one}, 'mail{id}')"),
             &format!("INSERT INTO x_uni VALUES ({two}, 'mail{id}')"),
         )?;
@@ -190,7 +186,7 @@ fn detail_names_node_and_gid(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE x_detail(id int PRIMARY KEY, v int); INSERT INTO x_detail SELECT g, 0 FROM generate_series(1, 50) g")?;
     for id in 1..=50 {
         let update = format!("UPDATE x_detail SET v = v + 1 WHERE id = {id}");
-        for error in race(a, "x_detail", &update, &update)?.into_iter().filter_map(Result::err) {
+        for error in race(a, &update, &update)?.into_iter().filter_map(Result::err) {
             if error.state == "40001" {
                 ensure!(error.detail.contains("node"), "no node in DETAIL: {error}");
                 ensure!(error.detail.contains("MTM-"), "no gid in DETAIL: {error}");
@@ -206,7 +202,7 @@ fn retry_succeeds(a: &Arena) -> Result<()> {
     let update = "UPDATE x_retry SET v = v + 1 WHERE id = 1";
     for _ in 0..10 {
         let before: usize = a.same("SELECT v FROM x_retry")?.parse()?;
-        let outcomes = race(a, "x_retry", update, update)?;
+        let outcomes = race(a, update, update)?;
         for (id, outcome) in [1, 2].into_iter().zip(&outcomes) {
             if outcome.is_err() {
                 a.run(id, update)?;
@@ -304,7 +300,6 @@ fn opposite_order_on_two_nodes(a: &Arena) -> Result<()> {
     for _ in 0..20 {
         let outcomes = race(
             a,
-            "x_opp",
             "UPDATE x_opp SET v = v + 1 WHERE id = 1; UPDATE x_opp SET v = v + 1 WHERE id = 2",
             "UPDATE x_opp SET v = v + 1 WHERE id = 2; UPDATE x_opp SET v = v + 1 WHERE id = 1",
         )?;

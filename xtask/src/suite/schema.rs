@@ -314,11 +314,7 @@ fn pgbench_init_on_any_node(a: &Arena) -> Result<()> {
         a.expect("SELECT count(*) FROM pgbench_accounts", "100000")?;
     }
     let script = a.cluster.dir.join("pgbench-suite.sql");
-    std::fs::write(
-        &script,
-        "\\set aid random(1, 100000)
-         UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid = :aid;\n",
-    )?;
+    std::fs::write(&script, crate::bench::load::Script::update(100_000).text())?;
     let script = script.to_str().context("a path in UTF-8")?;
     let each = 500;
     let work = |id| pgbench(a, id, &["-f", script, "-c", "2", "-j", "2", "-t", &each.to_string()]);
@@ -343,10 +339,7 @@ fn pgbench(a: &Arena, id: usize, options: &[&str]) -> Result<()> {
     let port = a.cluster.node(id)?.port.to_string();
     command.args(["-h", "127.0.0.1", "-p", &port, "-U", crate::server::DATABASE, "-n"]);
     command.args(options).args(["--max-tries=1000", crate::server::DATABASE]);
-    let output = command.output().context("cannot run pgbench")?;
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    ensure!(output.status.success(), "pgbench on node {id} ({}):\n{said}", output.status);
+    let said = crate::server::said_by(command, &format!("pgbench on node {id}"))?;
     ensure!(said.contains("number of failed transactions: 0 "), "pgbench on node {id}:\n{said}");
     Ok(())
 }

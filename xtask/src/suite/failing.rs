@@ -49,16 +49,8 @@ fn state(a: &Arena, id: usize) -> Result<(String, String)> {
     Ok((next(), next()))
 }
 
-fn is_online(a: &Arena, id: usize) -> Result<()> {
-    until(&format!("node {id} is online by itself"), BACK_WITHIN, || {
-        let (status, reason) = state(a, id)?;
-        ensure!(status == "online", "node {id} is {status}: {reason}");
-        Ok(Some(()))
-    })
-}
-
 fn all_are_online(a: &Arena) -> Result<()> {
-    a.ids().into_iter().try_for_each(|id| is_online(a, id))?;
+    super::failover::all_online(a)?;
     // The last change of the members may still be under way elsewhere.
     until("all nodes write", BACK_WITHIN, || a.can_write().map(Some))
 }

@@ -32,27 +32,14 @@ fn seconds(time: Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
 }
 
-/// Waits until a node says that it is online.
-pub(super) fn is_online(a: &Arena, id: usize) -> Result<()> {
-    until(&format!("node {id} is online by itself"), BACK_WITHIN, || {
-        let status = a.cluster.status(a.cluster.node(id)?);
-        ensure!(status == "online", "node {id} is {status}: {}", reason(a, id));
-        Ok(Some(()))
-    })
-}
-
-/// Why a node is what it is, in its own words.
-fn reason(a: &Arena, id: usize) -> String {
-    let ask = || -> Result<String> {
-        let session = a.cluster.node(id)?.connect_as(DATABASE, "mtm_admin")?;
-        Ok(session.one("SELECT reason FROM mtm.status()")?)
-    };
-    ask().unwrap_or_else(|error| format!("{error:#}"))
+/// Waits until all nodes are online by themselves, in one generation.
+pub(super) fn all_online(a: &Arena) -> Result<()> {
+    until("all nodes are online by themselves", BACK_WITHIN, || a.cluster.all_online().map(Some))
 }
 
 /// Every node is online, agrees with the others and has nothing left to decide.
 pub(super) fn all_is_well(a: &Arena, table: &str) -> Result<()> {
-    a.ids().into_iter().try_for_each(|id| is_online(a, id))?;
+    all_online(a)?;
     super::compare::nothing_prepared(a)?;
     for id in a.ids() {
         until(&format!("nothing is undecided on node {id}"), BACK_WITHIN, || {
@@ -76,7 +63,7 @@ fn one_killed_under_load(a: &Arena) -> Result<()> {
             let went_on = Instant::now();
             a.cluster.node(3)?.start()?;
             let started = Instant::now();
-            is_online(a, 3)?;
+            all_online(a)?;
             let online = Instant::now();
             load.goes_on(&[1, 2, 3], 50, GO_ON_WITHIN)?;
             Ok((killed, went_on, started, online))
@@ -102,7 +89,7 @@ fn one_frozen_under_load(a: &Arena) -> Result<()> {
             let went_on = Instant::now();
             a.cluster.node(3)?.thaw();
             waited?;
-            is_online(a, 3)?;
+            all_online(a)?;
             let online = Instant::now();
             load.goes_on(&[1, 2, 3], 50, GO_ON_WITHIN)?;
             Ok((frozen, went_on, went_on, online))
@@ -126,7 +113,7 @@ fn all_killed_under_load(a: &Arena) -> Result<()> {
         a.cluster.each(crate::server::Server::kill)?;
         a.cluster.each(crate::server::Server::start)?;
         let started = Instant::now();
-        a.ids().into_iter().try_for_each(|id| is_online(a, id))?;
+        all_online(a)?;
         let back = started.elapsed();
         load.goes_on(&[1, 2, 3], 50, GO_ON_WITHIN)?;
         Ok(back)
@@ -142,7 +129,7 @@ fn acknowledged_is_seen_after_all_were_killed(a: &Arena) -> Result<()> {
     a.run(1, "CREATE TABLE f_seen(id int PRIMARY KEY)")?;
     let mut acknowledged: Vec<String> = Vec::new();
     for round in 0..6 {
-        a.ids().into_iter().try_for_each(|id| is_online(a, id))?;
+        all_online(a)?;
         let sessions = a.ids().into_iter().map(|id| Ok((id, a.on(id)?)));
         let sessions = sessions.collect::<Result<Vec<_>>>()?;
         acknowledged.extend(std::thread::scope(|scope| {
@@ -189,7 +176,7 @@ fn away_for_long(a: &Arena) -> Result<()> {
         load.goes_on(&[1, 2], 1_200, Duration::from_secs(120))?;
         let started = Instant::now();
         a.cluster.node(3)?.start()?;
-        is_online(a, 3)?;
+        all_online(a)?;
         let online = Instant::now();
         load.goes_on(&[1, 2], 100, GO_ON_WITHIN)?;
         Ok((killed, started, online))
@@ -229,7 +216,7 @@ fn killed_while_it_recovers(a: &Arena) -> Result<()> {
             load.goes_on(&[1, 2], 50, GO_ON_WITHIN)?;
         }
         a.cluster.node(3)?.start()?;
-        is_online(a, 3)
+        all_online(a)
     })?;
     all_is_well(a, "f_again")?;
     report.witness.check(a, "f_again")?;
@@ -259,7 +246,7 @@ fn origin_killed_in_commit(a: &Arena) -> Result<()> {
             session.run("SET lock_timeout = '5s'; UPDATE f_hot SET n = n WHERE true")?;
         }
         a.cluster.node(1)?.start()?;
-        is_online(a, 1)?;
+        all_online(a)?;
         Ok(settled)
     })?;
     println!("    settled {settled:.2} s after the new generation began");

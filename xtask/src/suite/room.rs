@@ -3,7 +3,7 @@
 use super::arena::Arena;
 use super::checks;
 use super::failing::said_since;
-use super::failover::{GO_ON_WITHIN, all_is_well, is_online};
+use super::failover::{GO_ON_WITHIN, all_is_well, all_online};
 use super::load::{Plan, under_load};
 use anyhow::{Result, ensure};
 use std::time::Duration;
@@ -23,7 +23,7 @@ fn set_places(a: &Arena, places: usize) -> Result<()> {
         node.configure(std::slice::from_ref(&setting))?;
         node.start()
     })?;
-    a.ids().into_iter().try_for_each(|id| is_online(a, id))
+    all_online(a)
 }
 
 /// A node misses far more transactions than its table has places for and takes them over under
@@ -57,12 +57,12 @@ fn in_a_small_table(a: &Arena) -> Result<()> {
         a.cluster.node(3)?.kill()?;
         load.goes_on(&[1, 2], 2 * PLACES, Duration::from_secs(120))?;
         a.cluster.node(3)?.start()?;
-        is_online(a, 3)?;
+        all_online(a)?;
         load.goes_on(&[1, 2, 3], 100, GO_ON_WITHIN)?;
         a.cluster.node(1)?.kill()?;
         load.goes_on(&[2, 3], 100, GO_ON_WITHIN)?;
         a.cluster.node(1)?.start()?;
-        is_online(a, 1)?;
+        all_online(a)?;
         load.goes_on(&[1, 2, 3], 100, GO_ON_WITHIN)?;
         let mut most = 0;
         for id in a.ids() {

@@ -3,7 +3,7 @@
 use super::arena::Arena;
 use super::checks;
 use super::cut::Cut;
-use super::failover::{GO_ON_WITHIN, is_online};
+use super::failover::{GO_ON_WITHIN, all_online};
 use crate::server::{DATABASE, Server};
 use crate::session::{Session, SqlError};
 use crate::wait::until;
@@ -326,7 +326,7 @@ fn away_and_back(a: &Arena, id: usize, other: usize) -> Result<()> {
     a.cluster.node(id)?.kill()?;
     goes_on(a, other)?;
     a.cluster.node(id)?.start()?;
-    is_online(a, id)
+    all_online(a)
 }
 
 /// What a node answers in the end: nodes that have just come back may change the members once
@@ -358,7 +358,7 @@ fn members_come_back_meanwhile(a: &Arena) -> Result<()> {
     )??;
     settled(a, 2, "BEGIN; INSERT INTO t_back VALUES (3, 3); PREPARE TRANSACTION 'user-17c'")??;
     a.cluster.node(3)?.start()?;
-    is_online(a, 3)?;
+    all_online(a)?;
     let all = ["user-17a", "user-17b", "user-17c"].map(|name| format!("{name} of {DATABASE}"));
     prepared(a, "user-17_", &all.join(", "))?;
     a.expect("SELECT count(*) FROM t_back", "1")?;
@@ -392,7 +392,7 @@ fn origin_dies_and_others_end_it(a: &Arena) -> Result<()> {
     // A name that is free again is used again, and the dead one is told which is which.
     settled(a, 3, "BEGIN; INSERT INTO t_orphan VALUES (4); PREPARE TRANSACTION 'user-182'")??;
     a.cluster.node(1)?.start()?;
-    is_online(a, 1)?;
+    all_online(a)?;
     let left = ["user-182", "user-183"].map(|name| format!("{name} of {DATABASE}"));
     prepared(a, "user-18_", &left.join(", "))?;
     settles(a, "SELECT id FROM t_orphan", "1")?;
@@ -416,7 +416,7 @@ fn all_killed_while_prepared(a: &Arena) -> Result<()> {
     for _ in 0..2 {
         a.cluster.each(Server::kill)?;
         a.cluster.each(Server::start)?;
-        a.ids().into_iter().try_for_each(|id| is_online(a, id))?;
+        all_online(a)?;
         prepared(a, "user-19_", &all.join(", "))?;
         let again = "BEGIN; INSERT INTO t_all VALUES (9); PREPARE TRANSACTION 'user-191'";
         let answer = settled(a, 2, again)?;
@@ -453,7 +453,7 @@ fn not_unknown_to_who_was_cut_off(a: &Arena) -> Result<()> {
             ended.join().expect("no panic in a client")
         })?;
         ended?;
-        is_online(a, 3)?;
+        all_online(a)?;
     }
     settles(a, "SELECT count(*) FROM t_cut", "3")
 }

@@ -31,8 +31,6 @@ pub fn recv_timeout_us() -> u64 {
 /// nothing is waited for.
 pub fn heard_until(peer: NodeId) -> Option<mtm_core::Instant> {
     let state = shmem::peer(peer);
-    let closed =
-        state.link_up.load(Ordering::Acquire) == 0 && state.inbox_pid.load(Ordering::Acquire) == 0;
     let heard = state.last_heard_us.load(Ordering::Acquire);
     let streamed = if state.streaming.load(Ordering::Acquire) != 0 {
         heard
@@ -40,29 +38,13 @@ pub fn heard_until(peer: NodeId) -> Option<mtm_core::Instant> {
         state.last_streamed_us.load(Ordering::Acquire)
     };
     let until = mtm_core::Instant(heard.min(streamed)).plus_us(recv_timeout_us());
-    (!closed && heard != 0 && streamed != 0 && proc::now() <= until).then_some(until)
+    (is_open(peer) && heard != 0 && streamed != 0 && proc::now() <= until).then_some(until)
 }
 
-/// Until when `peer` counts this node as heard, for sure: what it answered was sent before it
-/// heard it. It may go on without this node after that, and not before while it hears nothing.
-pub fn hears_until(peer: NodeId) -> Option<mtm_core::Instant> {
-    let answered = shmem::peer(peer).answered_us.load(Ordering::Acquire);
-    // Clocks of two machines do not run alike to the last microsecond.
-    let sure_us = recv_timeout_us() - recv_timeout_us() / 100;
-    let until = mtm_core::Instant(answered).plus_us(sure_us);
-    (answered != 0 && proc::now() < until).then_some(until)
-}
-
-/// Whether this node goes on with `peer`, as far as it knows. One that it has gone on without must
-/// not be told that it is heard: it would take that for a reason to serve.
-pub fn counts_on(peer: NodeId) -> bool {
-    let is_member = machine::look(|node| {
-        let membership = node.membership();
-        let next = membership.wanted().map(|elected| elected.generation.members);
-        membership.current().generation.members.contains(peer)
-            && next.is_none_or(|members| members.contains(peer))
-    });
-    is_member == Some(true)
+/// Whether any connection with `peer` is open, in either direction.
+pub fn is_open(peer: NodeId) -> bool {
+    let state = shmem::peer(peer);
+    state.link_up.load(Ordering::Acquire) != 0 || state.inbox_pid.load(Ordering::Acquire) != 0
 }
 
 /// Whether messages flow both ways between this node and `peer`.

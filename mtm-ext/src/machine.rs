@@ -8,7 +8,7 @@
 //! | `CommitPrepared`, `RollbackPrepared` | the worker that has it, else the resolver; see [`feed_here`] |
 //! | `Discard` | the worker that has it: it is cancelled |
 //! | `Persist`, `SendGeneration`, `AskReferee`, `CleanReferee`, `StartRecovery`, `Online` | `mtm-campaigner` |
-//! | all others | whoever stepped: they answer its own input |
+//! | all others, also `Lend` | whoever stepped: they answer its own input |
 
 use crate::pg::shmem::{self, Backend, NodeState};
 use crate::pg::{message, proc};
@@ -106,15 +106,24 @@ fn run(
             }
             let now = proc::now();
             let Some(mut node) = state.node() else { return Ok(Default::default()) };
+            let elects = matches!(input, Input::Generation(_));
+            let were_online = elects && are_all_online(&node);
             let step = node.step(now, input, &mut out);
+            let now_online = elects && !were_online && are_all_online(&node);
             let safe = |e: &Effect| matches!(e, Effect::WriteParallelSafe(_));
             let held: Vec<(Gid, bool)> =
                 if out.as_slice().iter().any(safe) { node.held().collect() } else { Vec::new() };
-            if !node.serves() {
+            // Only elections and time end what was lent.
+            let leased = !elects || node.membership().leased_until(now).is_some();
+            if !node.serves() || !leased {
                 // Clients look for themselves from here on: see `hook::access`.
                 shmem::header().serving_until_us.store(0, Ordering::Release);
             }
             route(state, input, out.as_slice(), finisher, &mut wakes);
+            if now_online {
+                // Who waits for that may acknowledge its commit now.
+                wake_waiting(state, &mut wakes);
+            }
             let table = state.users();
             let local = |(gid, _): &(Gid, bool)| Some((*gid, table.get(gid)?.local));
             let users: Vec<_> = held.iter().filter_map(local).collect();
@@ -162,6 +171,12 @@ fn run(
         }
     }
     mine
+}
+
+/// Whether all members are ONLINE in this node's generation.
+fn are_all_online(node: &Node<'_>) -> bool {
+    let membership = node.membership();
+    membership.members_online() == membership.current().generation.members
 }
 
 /// Processes to be woken once the lock is released.

@@ -39,6 +39,9 @@ pub enum Message {
     },
     /// This generation was elected.
     Elected(Elected),
+    /// The sender relies on nothing that was lent to it in generations below
+    /// ([`Effect::Lend`](crate::Effect::Lend)).
+    Released(GenNum),
 }
 
 const STATUS: u8 = b'S';
@@ -46,6 +49,7 @@ const VOTE_REQUEST: u8 = b'Q';
 const VOTE: u8 = b'V';
 const VOTE_REFUSED: u8 = b'N';
 const ELECTED: u8 = b'E';
+const RELEASED: u8 = b'R';
 
 impl Message {
     /// Appends the message's bytes.
@@ -77,6 +81,10 @@ impl Message {
                 w.u8(ELECTED);
                 elected.encode(&mut w);
             }
+            Self::Released(num) => {
+                w.u8(RELEASED);
+                w.u64(num.0);
+            }
         }
     }
 
@@ -100,6 +108,7 @@ impl Message {
                 Self::VoteRefused { num: GenNum(r.u64()?), last_vote: GenNum(r.u64()?) }
             }
             ELECTED => Self::Elected(Elected::decode(&mut r)?),
+            RELEASED => Self::Released(GenNum(r.u64()?)),
             _ => return Err(unknown),
         };
         r.finish()?;

@@ -73,7 +73,10 @@ impl Cluster {
                     Effect::SwitchWanted(_) => inputs.insert(0, Input::Switch),
                     Effect::WriteParallelSafe(n) => inputs.push(Input::ParallelSafe(n)),
                     Effect::StartRecovery { num, .. } => inputs.push(Input::Recovered(num)),
-                    Effect::Online(_) | Effect::AskReferee(_) | Effect::CleanReferee(_) => {}
+                    Effect::Online(_)
+                    | Effect::Lend { .. }
+                    | Effect::AskReferee(_)
+                    | Effect::CleanReferee(_) => {}
                 }
             }
             if let Some(w) = self.nodes[i].wanted() {

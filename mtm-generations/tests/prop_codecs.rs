@@ -40,6 +40,7 @@ fn message() -> impl Strategy<Value = Message> {
         (num(), num()).prop_map(|(num, last_online_in)| Message::Vote { num, last_online_in }),
         (num(), num()).prop_map(|(num, last_vote)| Message::VoteRefused { num, last_vote }),
         elected().prop_map(Message::Elected),
+        num().prop_map(Message::Released),
     ]
 }
 

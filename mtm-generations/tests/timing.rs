@@ -136,6 +136,7 @@ fn durations_change_at_once() {
         stagger_us: 60 * SECOND,
         recovery_limit_us: 600 * SECOND,
         patience_us: 600 * SECOND,
+        lease_us: 0,
     };
     let mut node = member(false, slow);
     assert_eq!(step(&mut node, START, Input::Wake).1, 1, "the first heartbeat");

@@ -14,7 +14,7 @@
 use crate::message::{MAX_TEXT, Refusal};
 use crate::peer_message::PeerMessage;
 use mtm_core::wire::{DecodeError, DecodeErrorKind, Reader, Writer};
-use mtm_core::{Gid, Instant, Lsn};
+use mtm_core::{GenNum, Gid, Instant, Lsn};
 use mtm_generations as generations;
 
 const GENERATION: u8 = b'G';
@@ -34,8 +34,9 @@ pub enum Wire<'a> {
     Refused(Gid, Refusal<'a>),
     /// A sign of life: the end of the sender's flushed log, and its own clock.
     Alive(Lsn, Instant),
-    /// The peer has heard the sign of life that was sent then.
-    Heard(Instant),
+    /// The answer to the sign of life that was sent then, and for how long the receiver may rely on
+    /// the sender, which is in this generation ([`crate::Effect::Lend`]).
+    Heard(Instant, u64, GenNum),
 }
 
 impl<'a> Wire<'a> {
@@ -62,9 +63,12 @@ impl<'a> Wire<'a> {
                 w.u64(lsn.0);
                 w.u64(at.0);
             }
-            Self::Heard(at) => {
-                out.push(HEARD);
-                Writer::new(out).u64(at.0);
+            Self::Heard(at, for_us, num) => {
+                let mut w = Writer::new(out);
+                w.u8(HEARD);
+                w.u64(at.0);
+                w.u64(*for_us);
+                w.u64(num.0);
             }
         }
     }
@@ -96,9 +100,9 @@ impl<'a> Wire<'a> {
             }
             HEARD => {
                 let mut r = Reader::new(rest);
-                let at = Instant(r.u64()?);
+                let (at, for_us, num) = (Instant(r.u64()?), r.u64()?, GenNum(r.u64()?));
                 r.finish()?;
-                Self::Heard(at)
+                Self::Heard(at, for_us, num)
             }
             _ => return Err(unknown),
         })
@@ -149,7 +153,7 @@ mod tests {
 
     fn any_parts() -> impl Strategy<Value = Parts> {
         let texts = ("\\PC{0,200}", "\\PC{0,300}");
-        (1u8..=16, any::<(u64, u64, u64)>(), 0u64..1 << 16, texts, 0u8..12).prop_map(
+        (1u8..=16, any::<(u64, u64, u64)>(), 0u64..1 << 16, texts, 0u8..13).prop_map(
             |(node, (x, g, num), set, texts, which)| {
                 let origin = NodeId::new(node).unwrap();
                 let gid = Gid { origin, xid: Xid(x), generation: GenNum(g) };
@@ -183,7 +187,8 @@ mod tests {
             7 => Wire::Peer(PeerMessage::Refused(gid)),
             8 | 9 => Wire::Refused(gid, refusal),
             10 => Wire::Alive(Lsn(gid.xid.0), Instant(num.0)),
-            _ => Wire::Heard(Instant(gid.xid.0)),
+            11 => Wire::Generation(generations::Message::Released(num)),
+            _ => Wire::Heard(Instant(gid.xid.0), num.0, num),
         }
     }
 
@@ -240,7 +245,7 @@ mod tests {
             first(Wire::Peer(PeerMessage::Prepared(gid))),
             first(Wire::Refused(gid, refusal)),
             first(Wire::Alive(Lsn(7), Instant(1))),
-            first(Wire::Heard(Instant(1))),
+            first(Wire::Heard(Instant(1), 2, GenNum(3))),
         ];
         assert_eq!(all, *b"GPRLH");
         assert!(Wire::decode(b"").is_err() && Wire::decode(b"x").is_err());

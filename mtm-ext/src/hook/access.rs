@@ -3,16 +3,16 @@
 //!
 //! Readers are as careful as writers here: a node that was cut off from the majority, or has just
 //! gone on after standing still, may not know yet that the others went on without it. So a look at
-//! the machine is good only as long as a majority counts *this* node as heard, which its answers
-//! to signs of life tell, and never for long; while it is good a statement costs a clock reading.
-//! From then on statements wait until the answers come again, or it is clear that they do not.
+//! the machine is good only as long as a majority has lent this node its word not to do that
+//! (specs/adr/0118), and never for long; while it is good a statement costs a clock reading. From
+//! then on statements wait until the word is given again, or it is clear that it is not.
 
 use crate::pg::{access, proc, shmem, sqlrun, xact};
 use crate::{cluster, guc, machine, report};
 use core::cell::Cell;
 use core::sync::atomic::Ordering;
-use mtm_core::{Instant, NodeId, NodeSet};
-use mtm_generations::{Configuration, NodeStatus, Reason};
+use mtm_core::{Instant, NodeSet};
+use mtm_generations::{NodeStatus, Reason};
 use mtm_node::Node;
 use pgrx::PgSqlErrorCode;
 
@@ -44,74 +44,44 @@ enum Standing {
 /// Looks at the machine, and remembers for all processes what is good news.
 fn look() -> Standing {
     let look = machine::look(|node| {
-        let membership = node.membership();
-        let current = membership.current();
-        let generation = &current.generation;
-        let (me, clique) = (membership.node(), membership.clique());
-        let alone = generation.members == NodeSet::only(me);
-        let until = |of_peer: fn(NodeId) -> Option<Instant>| {
-            if alone && node.serves() {
-                return Some(Instant(u64::MAX));
-            }
-            majority_until(&generation.configured, me, clique, of_peer)
-        };
-        let heard = until(cluster::heard_until).is_some();
-        let standing = match until(cluster::hears_until) {
+        let heard = hears_majority(node);
+        let reads = node.reads_until(proc::now());
+        let (serves, header) = (node.serves(), shmem::header());
+        if serves {
             // Somebody may have been told that it is committed.
-            Some(_) if heard && node.serves() && is_unsettled(node) => Standing::Moves,
-            Some(until) if heard && node.serves() => Standing::Serves(until),
-            // Answers are late. The others may go on without this node, or have done so.
-            None if heard && node.serves() => Standing::Moves,
+            header.unsettled.store(u32::from(node.may_lack_commits()), Ordering::Release);
+        }
+        let membership = node.membership();
+        let is_donor = membership.current().donors.contains(membership.node());
+        let standing = match reads {
+            Some(until) if heard => Standing::Serves(until),
+            // Something is not settled, or answers are late: the others may go on without this
+            // node, or have done so.
+            _ if heard && serves => Standing::Moves,
             // A donor has everything that was committed before. Another member has not yet.
-            _ if heard && current.donors.contains(me) && !membership.is_fenced() => Standing::Moves,
+            _ if heard && is_donor && !membership.is_fenced() => Standing::Moves,
             _ => Standing::Away,
         };
         let good = match standing {
             Standing::Serves(until) => until.0.min(proc::now().0 + GOOD_US),
             Standing::Moves | Standing::Away => 0,
         };
-        shmem::header().serving_until_us.store(good, Ordering::Release);
+        header.serving_until_us.store(good, Ordering::Release);
         standing
     });
     look.unwrap_or(Standing::Away)
 }
 
-/// Whether something that the start has found prepared is not settled.
-fn is_unsettled(node: &Node<'_>) -> bool {
-    let unsettled = &shmem::header().unsettled;
-    if unsettled.load(Ordering::Acquire) == 0 {
-        return false;
+/// Whether this node hears a majority of the configured nodes that hear each other, or needs none.
+fn hears_majority(node: &Node<'_>) -> bool {
+    let membership = node.membership();
+    let generation = &membership.current().generation;
+    let (me, clique) = (membership.node(), membership.clique());
+    if generation.members == NodeSet::only(me) && node.serves() {
+        return true;
     }
-    let lacks = node.may_lack_commits();
-    unsettled.store(u32::from(lacks), Ordering::Release);
-    lacks
-}
-
-/// Until when `of_peer` holds for a majority of the configured nodes, all of them of this clique
-/// and this node with them; `None` if it does not.
-fn majority_until(
-    configured: &Configuration,
-    me: NodeId,
-    clique: NodeSet,
-    of_peer: impl Fn(NodeId) -> Option<Instant>,
-) -> Option<Instant> {
-    if !clique.contains(me) {
-        return None;
-    }
-    let mut heard: Vec<(Instant, NodeId)> = clique
-        .without(me)
-        .iter()
-        .filter_map(|peer| of_peer(peer).map(|until| (until, peer)))
-        .collect();
-    heard.sort_unstable_by(|a, b| b.cmp(a));
-    let mut set = NodeSet::only(me);
-    if configured.has_majority(set) {
-        return Some(Instant(u64::MAX));
-    }
-    heard.into_iter().find_map(|(until, peer)| {
-        set.insert(peer);
-        configured.has_majority(set).then_some(until)
-    })
+    let heard = clique.without(me).iter().filter(|peer| cluster::heard_until(*peer).is_some());
+    clique.contains(me) && generation.configured.has_majority(heard.collect::<NodeSet>().with(me))
 }
 
 /// Whether the last look at the machine is still good.

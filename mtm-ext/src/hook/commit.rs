@@ -413,27 +413,18 @@ fn raise_refusal(gid: Gid, refusal: &RefusalCopy) -> ! {
     )
 }
 
-/// Members that have not said that they committed, none once they are no members any more; and
-/// members in no clique with this node.
+/// Nodes whose readers may not see the transaction yet; and members in no clique with this node.
 fn missing(gid: Gid) -> (NodeSet, NodeSet) {
-    machine::look(|node| {
-        let members = node.membership().current().generation.members;
-        let silent = match node.transaction(&gid).map(|entry| entry.role) {
-            Some(Role::Own(own)) => own.missing().intersection(members),
-            _ => NodeSet::EMPTY,
-        };
-        (silent, cluster::missing(node))
-    })
-    .unwrap_or_default()
+    machine::look(|node| (node.unseen(&gid), cluster::missing(node))).unwrap_or_default()
 }
 
-/// Waits until every member has committed, or is no member any more. The transaction is
+/// Waits until every member has committed, or is left out by all others. The transaction is
 /// committed: nothing here may fail.
 fn await_peers(gid: Gid) {
     let mut lost_since = None;
     loop {
-        let (silent, lost) = missing(gid);
-        if silent.is_empty() || lost_peers(lost, &mut lost_since).is_some() {
+        let (unseen, lost) = missing(gid);
+        if unseen.is_empty() || lost_peers(lost, &mut lost_since).is_some() {
             return;
         }
         if proc::interrupted() {

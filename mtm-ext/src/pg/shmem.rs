@@ -321,8 +321,6 @@ const FREE_WORKER: WorkerSlot = WorkerSlot {
 pub struct Peer {
     /// When its last message came; monotonic us, 0 if none since the link broke.
     pub last_heard_us: AtomicU64,
-    /// When the last sign of life that it has answered was sent; monotonic us, 0 if none.
-    pub answered_us: AtomicU64,
     /// Backend that receives its messages, 0 if none.
     pub inbox_pid: AtomicI32,
     /// Whether our link to it is up.

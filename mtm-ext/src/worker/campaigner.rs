@@ -34,6 +34,8 @@ struct Campaigner {
     me: NodeId,
     timing: Timing,
     connected: NodeSet,
+    /// Peers with an open connection.
+    open: NodeSet,
     caught_up: bool,
     /// What the machine was told; an earlier campaigner may have told it something else.
     withdrawn: Option<bool>,
@@ -63,6 +65,7 @@ pub fn run() {
         me,
         timing: timing(),
         connected: NodeSet::EMPTY,
+        open: NodeSet::EMPTY,
         caught_up: false,
         withdrawn: None,
         housekeeping: now,
@@ -82,7 +85,13 @@ pub fn run() {
 fn timing() -> Timing {
     let heartbeat_us = u64::from(guc::HEARTBEAT_SEND_TIMEOUT.get().unsigned_abs()) * 1000;
     let patience_us = cluster::recv_timeout_us();
-    Timing { heartbeat_us, patience_us, recovery_limit_us: RECOVERY_LIMIT_US, ..Timing::default() }
+    Timing {
+        heartbeat_us,
+        patience_us,
+        recovery_limit_us: RECOVERY_LIMIT_US,
+        lease_us: patience_us,
+        ..Timing::default()
+    }
 }
 
 /// At the server's start: what was unfinished before is found out, behind the fence.
@@ -182,8 +191,16 @@ impl Campaigner {
         }
     }
 
-    /// Tells the machine which peers are heard.
+    /// Tells the machine which peers are heard, and which are gone.
     fn listen(&mut self) {
+        let at = proc::now();
+        let peers = shmem::header().peers_set();
+        let open: NodeSet = peers.iter().filter(|peer| cluster::is_open(*peer)).collect();
+        let closed = self.open.difference(open);
+        self.open = open;
+        if !closed.is_empty() {
+            machine::generation(Generation::Closed { peers: closed, at });
+        }
         let connected = cluster::connected();
         if connected != self.connected {
             self.connected = connected;

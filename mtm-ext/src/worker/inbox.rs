@@ -148,14 +148,18 @@ pub fn take(from: NodeId, message: &Wire<'_>) {
         Wire::Refused(gid, refusal) => refused(from, gid, refusal),
         Wire::Alive(lsn, at) => {
             shmem::peer(from).log_end.store(lsn.0, Ordering::Release);
-            if crate::cluster::counts_on(from) {
-                let mut answer = Vec::new();
-                Wire::Heard(*at).encode(&mut answer);
-                reply(from, &answer);
+            for effect in machine::generation(Generation::SignOfLife { from, sent: *at }) {
+                if let Effect::Lend { to, sent, for_us, num } = effect {
+                    let mut answer = Vec::new();
+                    Wire::Heard(sent, for_us, num).encode(&mut answer);
+                    reply(to, &answer);
+                }
             }
         }
-        Wire::Heard(at) => {
-            shmem::peer(from).answered_us.fetch_max(at.0, Ordering::AcqRel);
+        Wire::Heard(_, 0, _) => {}
+        Wire::Heard(at, for_us, num) => {
+            let (sent, for_us, num) = (*at, *for_us, *num);
+            machine::generation(Generation::Lent { from, sent, for_us, num });
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::pg::{bgworker, pipe, proc, shmem, walwake};
 use crate::{cluster, guc, machine};
 use core::cell::RefCell;
 use core::sync::atomic::Ordering;
-use mtm_core::{Instant, NodeId};
+use mtm_core::{GenNum, Instant, NodeId};
 use mtm_node::wire::Wire;
 use mtm_node::{Effect, Input, PeerMessage};
 
@@ -55,10 +55,10 @@ fn sign_us() -> u64 {
     cluster::recv_timeout_us() / 4
 }
 
-/// A message that means nothing: that no sign was answered.
+/// A message that means nothing: an answer that lends nothing.
 fn sign() -> Vec<u8> {
     let mut bytes = Vec::new();
-    Wire::Heard(Instant(0)).encode(&mut bytes);
+    Wire::Heard(Instant(0), 0, GenNum(0)).encode(&mut bytes);
     bytes
 }
 

@@ -165,6 +165,7 @@ impl<'r, S: Storage> Cluster<'r, S> {
                 Effect::WriteParallelSafe(num) => inputs.push_back(Input::ParallelSafe(num)),
                 Effect::StartRecovery { num, .. } => inputs.push_back(Input::Recovered(num)),
                 Effect::SwitchWanted(_)
+                | Effect::Lend { .. }
                 | Effect::Online(_)
                 | Effect::AskReferee(_)
                 | Effect::CleanReferee(_) => {}
@@ -191,7 +192,7 @@ impl<'r, S: Storage> Cluster<'r, S> {
                     }
                 }
             }
-            Message::VoteRequest(_) | Message::VoteRefused { .. } => {}
+            Message::VoteRequest(_) | Message::VoteRefused { .. } | Message::Released(_) => {}
         }
         let mut bytes = Vec::new();
         message.encode(&mut bytes);

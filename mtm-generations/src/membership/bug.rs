@@ -11,10 +11,23 @@ pub enum Bug {
     HighestOfMembers,
     /// A vote does not keep a node from becoming ONLINE in a lower generation.
     OnlineDespiteVote,
+    /// A node moves into a generation without a peer that may still rely on it.
+    LeaseIgnored,
+    /// What was lent is relied on although a generation without this node is known.
+    LeaseKept,
+    /// A restart does not know that something may be lent.
+    LeaseForgotten,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 4] =
-        [Self::VoteTwice, Self::AnyDonor, Self::HighestOfMembers, Self::OnlineDespiteVote];
+    pub const ALL: [Self; 7] = [
+        Self::VoteTwice,
+        Self::AnyDonor,
+        Self::HighestOfMembers,
+        Self::OnlineDespiteVote,
+        Self::LeaseIgnored,
+        Self::LeaseKept,
+        Self::LeaseForgotten,
+    ];
 }

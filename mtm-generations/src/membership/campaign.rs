@@ -248,7 +248,7 @@ impl Membership {
             let to =
                 campaign.generation.configured.nodes.union(campaign.asked).without(self.node());
             out.push(Effect::Send { to, message: Message::Elected(elected), after: None });
-            self.learn(elected, out);
+            self.learn(now, elected, out);
         } else {
             let steps = 2 + self.draw(2 * u64::from(MAX_NODES));
             self.campaign_at = Some(now.plus_us(steps * self.timing.stagger_us));

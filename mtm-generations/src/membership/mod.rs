@@ -7,6 +7,7 @@
 
 mod bug;
 mod campaign;
+mod lease;
 mod switch;
 mod vote;
 
@@ -17,6 +18,7 @@ use crate::record::Record;
 use crate::status::{NodeStatus, Reason, StatusInGeneration};
 pub use bug::Bug;
 use campaign::Campaign;
+use lease::Leases;
 use mtm_core::{GenNum, Instant, MAX_NODES, Machine, NodeId, NodeSet, Outbox, Token};
 
 /// Durations, in microseconds.
@@ -33,6 +35,9 @@ pub struct Timing {
     /// A node that starts waits so long for members it has not met yet before it campaigns to
     /// leave them out: when a whole cluster starts, some come late.
     pub patience_us: u64,
+    /// How long a peer may rely on this node's answer to its sign of life; 0 if nobody reads
+    /// by lease. Below the time after which a silent peer counts as lost, or the same.
+    pub lease_us: u64,
 }
 
 impl Default for Timing {
@@ -43,6 +48,7 @@ impl Default for Timing {
             stagger_us: 50_000,
             recovery_limit_us: 30_000_000,
             patience_us: 2_000_000,
+            lease_us: 0,
         }
     }
 }
@@ -63,6 +69,33 @@ pub enum Input {
     },
     /// The peers this node hears now.
     Connected(NodeSet),
+    /// A peer has sent a sign of life. Come what may, `Message::Status` is not one: it may have
+    /// waited for a disk.
+    SignOfLife {
+        /// This peer.
+        from: NodeId,
+        /// When, by its own clock.
+        sent: Instant,
+    },
+    /// A peer has answered a sign of life, as [`Effect::Lend`] said there. Only an answer to this
+    /// life of the node may come, which connections see to.
+    Lent {
+        /// This peer.
+        from: NodeId,
+        /// When the sign of life was sent, by this node's clock.
+        sent: Instant,
+        /// For how long from then on.
+        for_us: u64,
+        /// The generation the peer was in.
+        num: GenNum,
+    },
+    /// All connections with these peers had closed at this time, in both directions.
+    Closed {
+        /// These peers.
+        peers: NodeSet,
+        /// This node's clock before that was looked at.
+        at: Instant,
+    },
     /// Announced transactions from before the restart are (true) or are no longer (false) open.
     Fenced(bool),
     /// Something local is broken: stay out of the cluster, or come back.
@@ -108,8 +141,19 @@ pub enum Effect {
         /// Not before this token is durable.
         after: Option<Token>,
     },
-    /// A generation waits for `Input::Switch`.
+    /// A generation waits for `Input::Switch`, which may come now ([`Membership::may_switch`]).
     SwitchWanted(GenNum),
+    /// Answer a sign of life, on the connection it came on; there it is `Input::Lent`.
+    Lend {
+        /// Its sender.
+        to: NodeId,
+        /// When it was sent, by its sender's clock.
+        sent: Instant,
+        /// For how long from then on the sender may rely on this node.
+        for_us: u64,
+        /// The generation this node is in.
+        num: GenNum,
+    },
     /// This node is a donor of its new generation: write ParallelSafe to the WAL, flush it, then
     /// `Input::ParallelSafe`.
     WriteParallelSafe(GenNum),
@@ -136,7 +180,8 @@ pub enum Misuse {
     /// A token that was never handed out.
     #[error("token {0:?} was never handed out")]
     UnknownToken(Token),
-    /// `Switch` without a wanted generation or while fenced.
+    /// `Switch` without a wanted generation, while fenced, or while a peer that it leaves out
+    /// relies on this node.
     #[error("no switch is possible now")]
     NoSwitch,
     /// A configuration change that may not start now.
@@ -196,6 +241,11 @@ pub struct Membership {
     started: Option<Instant>,
     /// All members were met, or waited for long enough.
     met_all: bool,
+    leases: Leases,
+    /// The last generation of which it was said that a switch may come.
+    offered: GenNum,
+    /// When nobody whom the wanted generation leaves out relies on this node any more.
+    free_at: Option<Instant>,
     rng: u64,
     #[cfg(feature = "planted-bugs")]
     planted: Option<Bug>,
@@ -233,6 +283,9 @@ impl Membership {
             next_heartbeat: Instant(0),
             started: None,
             met_all: false,
+            leases: Leases::new(restarted),
+            offered: GenNum(0),
+            free_at: None,
             rng: seed | 1,
             #[cfg(feature = "planted-bugs")]
             planted: None,
@@ -421,6 +474,7 @@ impl Membership {
             return;
         }
         self.next_heartbeat = now.plus_us(self.timing.heartbeat_us);
+        self.recall(now, out);
         let to = self.record.current.generation.configured.nodes.without(self.node());
         let message = Message::Status {
             hears: self.hears(),
@@ -478,7 +532,7 @@ impl Membership {
             Message::Status { hears, current, last_vote, last_online_in } => {
                 self.peers[from.index()] =
                     Peer { hears, current: current.generation.num, last_vote, last_online_in };
-                self.learn(current, out);
+                self.learn(now, current, out);
                 self.tell_dropped(from, out);
             }
             Message::VoteRequest(generation) => self.vote_requested(from, generation, out),
@@ -486,7 +540,11 @@ impl Membership {
                 self.vote_received(now, from, num, last_online_in, out);
             }
             Message::VoteRefused { num, last_vote } => self.vote_refused(now, from, num, last_vote),
-            Message::Elected(elected) => self.learn(elected, out),
+            Message::Elected(elected) => {
+                self.learn(now, elected, out);
+                self.give_back(from, &elected, out);
+            }
+            Message::Released(num) => self.released(from, num),
         }
     }
 }
@@ -497,6 +555,7 @@ impl Machine for Membership {
     type Misuse = Misuse;
 
     fn step(&mut self, now: Instant, input: Input, out: &mut Outbox<Effect>) -> Result<(), Misuse> {
+        self.remember_lending(now);
         match input {
             Input::Wake => {}
             Input::Persisted(token) => self.persisted(now, token, out)?,
@@ -504,10 +563,13 @@ impl Machine for Membership {
             Input::Connected(set) => {
                 self.connected = set;
             }
+            Input::SignOfLife { from, sent } => self.lend(now, from, sent, out),
+            Input::Lent { from, sent, for_us, num } => self.borrowed(now, from, sent, for_us, num),
+            Input::Closed { peers, at } => self.closed(peers, at),
             Input::Fenced(fenced) => self.fenced = fenced,
             Input::Withdrawn(withdrawn) => self.withdrawn = withdrawn,
             Input::CaughtUp(caught_up) => self.caught_up = caught_up,
-            Input::Switch => self.switch(out)?,
+            Input::Switch => self.switch(now, out)?,
             Input::ParallelSafe(num) | Input::Recovered(num) => self.filled(num, out),
             Input::Referee { num, granted } => self.referee_answered(now, num, granted, out),
             Input::Configure(configuration) => self.configure(configuration)?,
@@ -516,13 +578,14 @@ impl Machine for Membership {
         self.meet(now);
         self.heartbeat(now, out);
         self.consider_campaign(now, out);
+        self.offer_switch(now, out);
         Ok(())
     }
 
     fn deadline(&self) -> Option<Instant> {
         let campaign = self.campaign.as_ref().map(Campaign::deadline);
         let patience = self.patience_ends().filter(|_| !self.met_all);
-        [Some(self.next_heartbeat), self.campaign_at, campaign, patience]
+        [Some(self.next_heartbeat), self.campaign_at, campaign, patience, self.free_at]
             .into_iter()
             .flatten()
             .min()

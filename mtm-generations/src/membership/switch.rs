@@ -15,20 +15,31 @@ use mtm_core::{GenNum, Instant, Outbox, Token};
 
 impl Membership {
     /// A generation was elected somewhere.
-    pub(super) fn learn(&mut self, elected: Elected, out: &mut Outbox<Effect>) {
+    pub(super) fn learn(&mut self, now: Instant, elected: Elected, out: &mut Outbox<Effect>) {
+        self.mind(&elected);
         let num = elected.generation.num;
         let known = self.wanted.map_or(self.record.current.generation.num, |w| w.generation.num);
         if num > known {
             self.wanted = Some(elected);
-            if !self.fenced {
-                out.push(Effect::SwitchWanted(num));
-            }
+            self.recall(now, out);
+        }
+    }
+
+    /// Says once of each wanted generation that nothing here keeps this node from moving into it.
+    pub(super) fn offer_switch(&mut self, now: Instant, out: &mut Outbox<Effect>) {
+        self.free_at = self.lent_until(now);
+        if let Some(wanted) = self.wanted
+            && wanted.generation.num > self.offered
+            && self.may_switch(now)
+        {
+            self.offered = wanted.generation.num;
+            out.push(Effect::SwitchWanted(wanted.generation.num));
         }
     }
 
     /// The driver holds the barrier.
-    pub(super) fn switch(&mut self, out: &mut Outbox<Effect>) -> Result<(), Misuse> {
-        if self.fenced {
+    pub(super) fn switch(&mut self, now: Instant, out: &mut Outbox<Effect>) -> Result<(), Misuse> {
+        if !self.may_switch(now) {
             return Err(Misuse::NoSwitch);
         }
         let elected = self.wanted.take().ok_or(Misuse::NoSwitch)?;
@@ -106,8 +117,9 @@ impl Membership {
         if num != self.record.current.generation.num || self.stage != Stage::Filling {
             return;
         }
-        // A vote promises never to become ONLINE strictly between (TLA+ `lastVote[n] <= g`).
-        if self.cannot_be_online() {
+        // A vote promises never to become ONLINE strictly between (TLA+ `lastVote[n] <= g`). And
+        // who is about to leave this generation takes over nothing more of what a donor says.
+        if self.cannot_be_online() || self.wanted.is_some() {
             self.stage = Stage::Settled;
             return;
         }

@@ -36,6 +36,8 @@ pub(crate) struct Oracle {
     pub(crate) commits: BTreeMap<Gid, GenNum>,
     pub(crate) aborts: BTreeSet<Gid>,
     pub(crate) told: BTreeMap<Gid, Told>,
+    /// Commits of which clients were told when all members had them, and that some node lacks.
+    pub(crate) acknowledged: BTreeSet<Gid>,
     /// Commits that some node has not committed durably yet.
     pub(crate) pending: BTreeSet<Gid>,
     /// What users' operations do, as they were announced.

@@ -58,8 +58,8 @@ impl<'a> Drawing<'a> {
             What::Sent { packet, .. } => match packet {
                 Packet::Generation(message) => !matches!(message, Message::Status { .. }),
                 Packet::Peer(_) => self.concerns(what),
-                Packet::AskReferee(_) | Packet::Referee(..) => true,
-                Packet::CleanReferee(_) => false,
+                Packet::AskReferee(_) | Packet::Referee(..) | Packet::Closed(_) => true,
+                Packet::CleanReferee(_) | Packet::Alive { .. } | Packet::Lend { .. } => false,
             },
             What::Input(_, input) => {
                 let told = matches!(
@@ -349,6 +349,9 @@ impl<'a> Drawing<'a> {
                 format!("elected {} {}, donors {}", g.num.0, g.members, e.donors)
             }
             Packet::Generation(message) => format!("{message:?}"),
+            Packet::Alive { .. } => "alive".to_owned(),
+            Packet::Lend { num, .. } => format!("may rely on this, in {}", num.0),
+            Packet::Closed(_) => "closed".to_owned(),
             Packet::Peer(message) => self.named(&format!("{message:?}")),
             Packet::AskReferee(num) => format!("grant for {}?", num.0),
             Packet::Referee(num, granted) => format!("grant for {}: {granted}", num.0),

@@ -138,6 +138,8 @@ pub(crate) const fn is_news(input: &Input) -> bool {
         Input::Generation(
             generations::Input::Wake
                 | generations::Input::Connected(_)
+                | generations::Input::SignOfLife { .. }
+                | generations::Input::Lent { .. }
                 | generations::Input::Persisted(_)
                 | generations::Input::Message { .. }
         ) | Input::Message { .. }

@@ -2,7 +2,7 @@
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::NoBarrier,
         Self::DecideRace,
         Self::SwitchKeep,
@@ -22,6 +22,8 @@ impl Bug {
         Self::GiveUpAborts,
         Self::DropEarly,
         Self::DroppedRemembered,
+        Self::ReadUnsettled,
+        Self::AcknowledgeEarly,
     ];
 }
 
@@ -66,4 +68,9 @@ pub enum Bug {
     DropEarly,
     /// What a dropped node has begun waits for that node's word about its progress.
     DroppedRemembered,
+    /// Readers are answered although what recovery or a restart has brought is not settled.
+    ReadUnsettled,
+    /// A client is told of a commit that somebody lacks who was left out, before all members of the
+    /// new generation are in it.
+    AcknowledgeEarly,
 }

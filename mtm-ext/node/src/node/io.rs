@@ -3,7 +3,7 @@
 use super::retention::Below;
 use crate::peer_message::PeerMessage;
 use crate::table::TableFull;
-use mtm_core::{GenNum, Gid, LocalXid, NodeId, NodeSet, Token, Xid};
+use mtm_core::{GenNum, Gid, Instant, LocalXid, NodeId, NodeSet, Token, Xid};
 use mtm_generations as generations;
 
 /// What a restarting node finds about a transaction in its own WAL.
@@ -160,6 +160,17 @@ pub enum Effect {
         message: generations::Message,
         /// Not before this is durable.
         after: Option<Token>,
+    },
+    /// Answer a sign of life, on the connection it came on ([`generations::Effect::Lend`]).
+    Lend {
+        /// Its sender.
+        to: NodeId,
+        /// When it was sent, by its sender's clock.
+        sent: Instant,
+        /// For how long from then on the sender may rely on this node.
+        for_us: u64,
+        /// The generation this node is in.
+        num: GenNum,
     },
     /// Send a message about a transaction; what it says is durable already.
     Send {

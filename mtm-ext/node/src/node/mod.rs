@@ -9,6 +9,7 @@ mod bug;
 mod io;
 mod own;
 mod peers;
+mod readers;
 mod recovery;
 mod retention;
 mod retry;
@@ -23,7 +24,7 @@ use retention::Retention;
 use crate::entry::{Entry, Role, Waits};
 use crate::peer_message::PeerMessage;
 use crate::table::{Slot, Table};
-use mtm_core::{Gid, Instant, MAX_NODES, Machine, NodeId, NodeSet, Outbox, Xid};
+use mtm_core::{GenNum, Gid, Instant, MAX_NODES, Machine, NodeId, NodeSet, Outbox, Xid};
 use mtm_generations as generations;
 use mtm_generations::{Membership, StatusInGeneration};
 use mtm_paxos::commit::{CoordinatorState, ParticipantState, Report};
@@ -44,6 +45,8 @@ pub struct Core {
     retention: Retention,
     /// One more than the highest number of each origin that a restart has found.
     found: Below,
+    /// The last generation that this node has recovered into.
+    recovered_into: GenNum,
     #[cfg(feature = "planted-bugs")]
     planted: Option<Bug>,
 }
@@ -60,6 +63,7 @@ impl Core {
             next_retry: None,
             retention: Retention::new(),
             found: [Xid(0); MAX_NODES as usize],
+            recovered_into: GenNum(0),
             #[cfg(feature = "planted-bugs")]
             planted: None,
         }
@@ -145,14 +149,6 @@ impl<'a> Node<'a> {
             }
             Role::Peer(_) | Role::Own(_) => None,
         })
-    }
-
-    /// Whether something may be committed, and even acknowledged, that readers on this node do not
-    /// see yet: a restart has brought it back as prepared, and it is not settled. A node that comes
-    /// back alone learns of it before it is ONLINE, but not when all come back together. Until it
-    /// is settled, this node must answer no reader.
-    pub fn may_lack_commits(&self) -> bool {
-        self.held().any(|(gid, _)| gid.xid < self.core.found[gid.origin.index()])
     }
 
     /// What a restart must know of transactions that have left no trace in the server itself: for
@@ -255,6 +251,9 @@ impl<'a> Node<'a> {
         input: generations::Input,
         out: &mut Outbox<Effect>,
     ) -> Result<(), Misuse> {
+        if let generations::Input::Recovered(num) = input {
+            self.core.recovered_into = num.max(self.core.recovered_into);
+        }
         let mut effects = Outbox::new();
         self.core.membership.step(now, input, &mut effects)?;
         let recovers =
@@ -275,7 +274,7 @@ impl<'a> Node<'a> {
     fn try_switch(&mut self, now: Instant, out: &mut Outbox<Effect>) -> Result<(), Misuse> {
         let free = self.planted(Bug::NoBarrier) || self.core.in_barrier == 0;
         let settled = self.planted(Bug::DecideRace) || self.core.deciding == 0;
-        if !self.switch_waits() || !free || !settled {
+        if !self.core.membership.may_switch(now) || !free || !settled {
             return Ok(());
         }
         self.give_up_own(out);
@@ -336,6 +335,9 @@ fn translate(mut effects: Outbox<generations::Effect>, out: &mut Outbox<Effect>)
             generations::Effect::WriteParallelSafe(num) => Effect::WriteParallelSafe(num),
             generations::Effect::StartRecovery { num, donors } => {
                 Effect::StartRecovery { num, donors }
+            }
+            generations::Effect::Lend { to, sent, for_us, num } => {
+                Effect::Lend { to, sent, for_us, num }
             }
             generations::Effect::Online(num) => Effect::Online(num),
             generations::Effect::AskReferee(num) => Effect::AskReferee(num),

@@ -15,6 +15,7 @@ impl World {
     pub(super) fn check_host(&mut self, i: usize) {
         self.check_grant(i);
         self.check_users(i);
+        self.check_readers(i);
         if self.oracle.pending.is_empty() || !self.serves(i) {
             return;
         }
@@ -33,6 +34,41 @@ impl World {
         let hosts = &self.hosts;
         let lacks = |gid: &Gid| members.iter().any(|&i| !hosts[i].db.committed.contains(gid));
         self.oracle.pending.retain(lacks);
+    }
+
+    /// A read that begins after a commit was acknowledged sees it, on whatever node. Not where
+    /// clocks have jumped: leases need clocks that run at the same rate.
+    fn check_readers(&mut self, i: usize) {
+        if self.coverage.clock_steps > 0 {
+            return;
+        }
+        let host = &mut self.hosts[i];
+        let machine = Node::new(&mut host.core, &mut host.slots);
+        let unseen = |gid: &Gid| machine.unseen(gid).is_empty();
+        let told = host.waiting_clients.extract_if(.., unseen).collect::<Vec<_>>();
+        let new = !told.is_empty();
+        self.coverage.acknowledged += told.len() as u64;
+        self.oracle.acknowledged.extend(told);
+        let readers = if new { 0..self.hosts.len() } else { i..i + 1 };
+        for x in readers {
+            if let Some(gid) = self.missed_by_readers(x) {
+                let what = format!("{gid} is acknowledged and readers on n{} miss it", x + 1);
+                self.oracle.violated("ReadsAcknowledged", what);
+            }
+        }
+        if new {
+            let (hosts, ever) = (&self.hosts, self.ever);
+            let lacks = |gid: &Gid| ever.iter().any(|n| !hosts[n.index()].shows(gid));
+            self.oracle.acknowledged.retain(lacks);
+        }
+    }
+
+    fn missed_by_readers(&mut self, x: usize) -> Option<Gid> {
+        let now = self.local(x);
+        let host = &mut self.hosts[x];
+        let lacks = self.oracle.acknowledged.iter().find(|gid| !host.shows(gid)).copied()?;
+        let reads = Node::new(&mut host.core, &mut host.slots).reads_until(now).is_some();
+        (reads && host.up && !host.frozen).then_some(lacks)
     }
 
     /// At most one node serves alone (TLA+ `OneGrant`).

@@ -90,6 +90,7 @@ impl World {
             Outcome::Committed => {
                 self.decided_commit(i, gid);
                 self.oracle.tell(gid, Told::Committed);
+                self.hosts[i].waiting_clients.insert(gid);
                 self.check_acked(gid);
             }
             Outcome::Aborted => {

@@ -17,12 +17,19 @@ impl World {
         self.tell_effect(i, &effect);
         match effect {
             Effect::Persist { token, record } => self.persist(i, token, record),
-            Effect::SendGeneration { to, message, after } => match after {
-                Some(token) if token > self.hosts[i].persisted => {
-                    self.hosts[i].waiting.push((token, to, message));
+            Effect::SendGeneration { to, message, after } => {
+                self.sign_of_life(i, &message);
+                match after {
+                    Some(token) if token > self.hosts[i].persisted => {
+                        self.hosts[i].waiting.push((token, to, message));
+                    }
+                    _ => self.send(i, to, Packet::Generation(message)),
                 }
-                _ => self.send(i, to, Packet::Generation(message)),
-            },
+            }
+            Effect::Lend { to, sent, for_us, num } => {
+                let life = self.hosts[i].answered[to.index()];
+                self.send_to(i, to.index(), Packet::Lend { life, sent, for_us, num });
+            }
             Effect::Send { to, message } => {
                 self.note_decision(i, &message);
                 self.send(i, to, Packet::Peer(message));
@@ -78,7 +85,10 @@ impl World {
     }
 
     fn tell_effect(&mut self, i: usize, effect: &Effect) {
-        if !matches!(effect, Effect::SendGeneration { .. } | Effect::Send { .. }) {
+        let sends = |e: &Effect| {
+            matches!(e, Effect::SendGeneration { .. } | Effect::Send { .. } | Effect::Lend { .. })
+        };
+        if !sends(effect) {
             let effect = *effect;
             self.tell(|| What::Effect(i, effect));
         }

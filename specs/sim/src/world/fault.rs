@@ -50,6 +50,7 @@ impl World {
             return;
         }
         self.coverage.crashes += 1;
+        self.close_connections(i);
         let unknown: Vec<Gid> = self.hosts[i].backends.values().filter_map(|b| b.gid).collect();
         for gid in unknown {
             self.oracle.tell(gid, Told::Unknown);

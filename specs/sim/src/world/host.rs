@@ -1,5 +1,6 @@
 //! One simulated server: its machine, its database, and what its processes are doing.
 
+use super::network::SILENCE_US;
 use super::node;
 use crate::database::{Body, Database, Key, Owner};
 use crate::plan::{Plan, Shape, UserWord};
@@ -20,6 +21,7 @@ const TIMING: Timing = Timing {
     stagger_us: 15_000,
     recovery_limit_us: 3_000_000,
     patience_us: 0,
+    lease_us: SILENCE_US,
 };
 /// Clocks show at least so much, and differ by as much again.
 const CLOCK_US: u64 = 60_000_000;
@@ -129,6 +131,12 @@ pub(crate) struct Host {
     pub(crate) wake_at: Option<u64>,
     pub(crate) heard: BTreeMap<NodeId, Instant>,
     pub(crate) connected: NodeSet,
+    /// Peers' transactions that readers see and that may not be durable yet.
+    pub(crate) seen: BTreeSet<Gid>,
+    /// Own ones that are committed and whose clients wait for the others.
+    pub(crate) waiting_clients: BTreeSet<Gid>,
+    /// Which life of each peer sent the last sign of life.
+    pub(crate) answered: Vec<u64>,
     pub(crate) backends: BTreeMap<u64, Backend>,
     pub(crate) appliers: BTreeMap<Gid, Applier>,
     pub(crate) rows_of: BTreeMap<Gid, Body>,
@@ -182,6 +190,9 @@ impl Host {
             wake_at: None,
             heard: BTreeMap::new(),
             connected: NodeSet::only(node(i)),
+            seen: BTreeSet::new(),
+            waiting_clients: BTreeSet::new(),
+            answered: vec![0; n],
             backends: BTreeMap::new(),
             appliers: BTreeMap::new(),
             rows_of: BTreeMap::new(),
@@ -218,6 +229,8 @@ impl Host {
         self.wake_at = None;
         self.heard.clear();
         self.connected = NodeSet::only(self.state.node);
+        self.seen.clear();
+        self.waiting_clients.clear();
         self.backends.clear();
         self.appliers.clear();
         self.rows_of.clear();
@@ -237,6 +250,11 @@ impl Host {
     pub(crate) fn local(&mut self, gid: &Gid) -> LocalXid {
         let node = Node::new(&mut self.core, &mut self.slots);
         node.transaction(gid).map_or(LocalXid(0), |entry| entry.local)
+    }
+
+    /// Whether readers see what the transaction wrote.
+    pub(crate) fn shows(&self, gid: &Gid) -> bool {
+        self.db.committed.contains(gid) || self.seen.contains(gid)
     }
 
     /// Which backend runs this announced transaction.

@@ -114,6 +114,7 @@ impl World {
         if let Then::Finished(gid) = then
             && commits_open
         {
+            self.hosts[i].seen.insert(gid);
             let seen = Input::Visible(gid);
             let finished = Input::Finished(gid);
             self.feed(i, if self.neglects(Driver::SeenIsFinished) { finished } else { seen });

@@ -35,6 +35,8 @@ pub struct Coverage {
     pub steps: u64,
     /// Transactions whose client was told that they are committed.
     pub committed: u64,
+    /// ... when readers everywhere were to see them.
+    pub acknowledged: u64,
     /// ... that they are aborted everywhere.
     pub aborted: u64,
     /// ... nothing, or that nobody knows.
@@ -83,11 +85,12 @@ pub struct Coverage {
 
 impl Coverage {
     /// The number of each thing, with its name.
-    pub fn counts(&self) -> [(&'static str, u64); 25] {
+    pub fn counts(&self) -> [(&'static str, u64); 26] {
         [
             ("histories", self.histories),
             ("steps", self.steps),
             ("committed", self.committed),
+            ("acknowledged", self.acknowledged),
             ("aborted", self.aborted),
             ("unknown", self.unknown),
             ("refused", self.refused),
@@ -119,6 +122,7 @@ impl Coverage {
             histories,
             steps,
             committed,
+            acknowledged,
             aborted,
             unknown,
             refused,
@@ -145,6 +149,7 @@ impl Coverage {
         *histories += o.histories;
         *steps += o.steps;
         *committed += o.committed;
+        *acknowledged += o.acknowledged;
         *aborted += o.aborted;
         *unknown += o.unknown;
         *refused += o.refused;
@@ -190,6 +195,26 @@ pub enum Packet {
     Generation(generations::Message),
     /// About a transaction.
     Peer(PeerMessage),
+    /// A sign of life.
+    Alive {
+        /// Of this life of the sender.
+        life: u64,
+        /// When it was sent, by the sender's clock.
+        sent: Instant,
+    },
+    /// The answer to a sign of life.
+    Lend {
+        /// The life it answers.
+        life: u64,
+        /// When that was sent.
+        sent: Instant,
+        /// For how long it may be relied on.
+        for_us: u64,
+        /// The sender's generation.
+        num: GenNum,
+    },
+    /// The sender's connections have closed: at this time, by the receiver's clock.
+    Closed(Instant),
     /// To the referee: may this node form this generation alone?
     AskReferee(GenNum),
     /// To the referee: both nodes are ONLINE in this generation.

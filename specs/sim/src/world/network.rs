@@ -9,7 +9,7 @@ use mtm_generations as generations;
 use mtm_node::Input;
 
 /// A peer that was not heard of for so long is not connected.
-const SILENCE_US: u64 = 200_000;
+pub(super) const SILENCE_US: u64 = 200_000;
 /// While healing.
 pub(super) const QUICK: Slowness = Slowness { percent: 2, max_us: 20_000 };
 
@@ -53,6 +53,11 @@ impl World {
             self.feed(to, Input::Generation(generations::Input::Referee { num, granted }));
             return;
         }
+        if let Packet::Closed(at) = packet {
+            let peers = NodeSet::only(node(from));
+            self.feed(to, Input::Generation(generations::Input::Closed { peers, at }));
+            return;
+        }
         let now = self.local(to);
         self.hosts[to].heard.insert(node(from), now);
         self.connectivity(to);
@@ -62,9 +67,37 @@ impl World {
                 Input::Generation(generations::Input::Message { from, message })
             }
             Packet::Peer(message) => Input::Message { from, message },
-            Packet::AskReferee(_) | Packet::CleanReferee(_) | Packet::Referee(..) => return,
+            Packet::Alive { life, sent } => {
+                self.hosts[to].answered[from.index()] = life;
+                Input::Generation(generations::Input::SignOfLife { from, sent })
+            }
+            Packet::Lend { life, sent, for_us, num } if life == self.hosts[to].life => {
+                Input::Generation(generations::Input::Lent { from, sent, for_us, num })
+            }
+            Packet::Lend { .. }
+            | Packet::Closed(_)
+            | Packet::AskReferee(_)
+            | Packet::CleanReferee(_)
+            | Packet::Referee(..) => return,
         };
         self.feed(to, input);
+    }
+
+    /// With every heartbeat goes a sign of life, which waits for no disk.
+    pub(super) fn sign_of_life(&mut self, i: usize, message: &generations::Message) {
+        if matches!(message, generations::Message::Status { .. }) {
+            let packet = Packet::Alive { life: self.hosts[i].life, sent: self.local(i) };
+            self.send(i, self.all(), packet);
+        }
+    }
+
+    /// Peers that hear of it know at once that this host is gone.
+    pub(super) fn close_connections(&mut self, i: usize) {
+        for peer in (0..self.hosts.len()).filter(|&p| p != i) {
+            if self.linked(i, peer) && self.rng.chance(50) {
+                self.send_to(i, peer, Packet::Closed(self.local(peer)));
+            }
+        }
     }
 
     /// Who is heard changes with time and with every message.

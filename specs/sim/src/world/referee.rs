@@ -21,7 +21,7 @@ impl World {
                 let any = self.neglects(Driver::CleanAnyNumber);
                 self.referee.clean(if any { GenNum(u64::MAX) } else { num });
             }
-            Packet::Generation(_) | Packet::Peer(_) | Packet::Referee(..) => {}
+            _ => {}
         }
     }
 }

@@ -26,9 +26,9 @@ pub fn recv_timeout_us() -> u64 {
 
 /// Until when a peer counts as heard if nothing more comes; `None` if it is not heard.
 ///
-/// Heard is who said something lately, over whichever connection, and whose changes we receive:
-/// who cannot be received from would keep every commit waiting. When both connections are closed,
-/// nothing is waited for.
+/// Heard is who said something lately, over whichever connection, whose changes we receive and who
+/// lets us connect: who cannot be received from or told anything would keep every commit waiting.
+/// When both connections are closed, nothing is waited for.
 pub fn heard_until(peer: NodeId) -> Option<mtm_core::Instant> {
     let state = shmem::peer(peer);
     let heard = state.last_heard_us.load(Ordering::Acquire);
@@ -37,8 +37,14 @@ pub fn heard_until(peer: NodeId) -> Option<mtm_core::Instant> {
     } else {
         state.last_streamed_us.load(Ordering::Acquire)
     };
-    let until = mtm_core::Instant(heard.min(streamed)).plus_us(recv_timeout_us());
-    (is_open(peer) && heard != 0 && streamed != 0 && proc::now() <= until).then_some(until)
+    let linked = if state.link_up.load(Ordering::Acquire) != 0 {
+        heard
+    } else {
+        state.last_linked_us.load(Ordering::Acquire)
+    };
+    let last = heard.min(streamed).min(linked);
+    let until = mtm_core::Instant(last).plus_us(recv_timeout_us());
+    (is_open(peer) && last != 0 && proc::now() <= until).then_some(until)
 }
 
 /// Whether any connection with `peer` is open, in either direction.

@@ -325,6 +325,8 @@ pub struct Peer {
     pub inbox_pid: AtomicI32,
     /// Whether our link to it is up.
     pub link_up: AtomicU32,
+    /// When it was last found up, while it is not; monotonic us.
+    pub last_linked_us: AtomicU64,
     /// The process that serves its receiver's own line to this node (`worker::line`).
     pub line: AtomicI32,
     /// When our receiver of its stream was last found streaming; monotonic us.

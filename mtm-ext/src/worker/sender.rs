@@ -58,7 +58,7 @@ pub fn run() {
     let mut links: BTreeMap<NodeId, Link> =
         header.peers_set().iter().map(|node| (node, Link::default())).collect();
     for node in links.keys() {
-        shmem::peer(*node).link_up.store(0, Ordering::Release);
+        is_down(*node);
     }
     let mut set = WaitSet::default();
     loop {
@@ -80,7 +80,7 @@ fn serve(node: NodeId, link: &mut Link, set: &WaitSet) {
     if let Err(error) = pump(node, link, set) {
         pgrx::log!("multimaster: lost the connection to node {node}: {error}");
         pause(link);
-        shmem::peer(node).link_up.store(0, Ordering::Release);
+        is_down(node);
         proc::wake(shmem::header().campaigner.load(Ordering::Acquire));
     }
 }
@@ -109,6 +109,14 @@ fn connect(node: NodeId, link: &mut Link) -> Result<(), ConnError> {
         other => other,
     };
     Ok(())
+}
+
+fn is_down(node: NodeId) {
+    let peer = shmem::peer(node);
+    if peer.link_up.load(Ordering::Acquire) != 0 {
+        peer.last_linked_us.store(proc::now().0, Ordering::Release);
+        peer.link_up.store(0, Ordering::Release);
+    }
 }
 
 fn is_up(node: NodeId, link: &mut Link) {

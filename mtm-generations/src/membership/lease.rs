@@ -126,8 +126,9 @@ impl Membership {
         }
     }
 
-    /// An elected generation: if it does not have this node, nothing that was lent before holds.
-    pub(super) fn mind(&mut self, elected: &Elected) {
+    /// An elected generation: if it does not have this node, nothing that was lent before holds,
+    /// and all who may have lent it are told.
+    pub(super) fn mind(&mut self, elected: &Elected, out: &mut Outbox<Effect>) {
         let num = elected.generation.num;
         if elected.generation.members.contains(self.node())
             || num <= self.leases.void_below
@@ -139,13 +140,23 @@ impl Membership {
         for held in self.leases.held.iter_mut().filter(|held| held.num < num) {
             held.until = Instant(0);
         }
+        self.give_back(self.record.current.generation.configured.nodes, num, out);
     }
 
-    /// Somebody asks for what it has lent: [`Self::mind`] has given it back.
-    pub(super) fn give_back(&self, to: NodeId, elected: &Elected, out: &mut Outbox<Effect>) {
-        if self.timing.lease_us > 0 && !elected.generation.members.contains(self.node()) {
-            let message = Message::Released(elected.generation.num);
-            out.push(Effect::Send { to: NodeSet::only(to), message, after: None });
+    /// Says that nothing is relied on that was lent in generations below this one.
+    fn give_back(&self, to: NodeSet, num: GenNum, out: &mut Outbox<Effect>) {
+        if self.timing.lease_us > 0 {
+            let to = to.without(self.node());
+            out.push(Effect::Send { to, message: Message::Released(num), after: None });
+        }
+    }
+
+    /// Somebody asks for what it has lent, not for the first time.
+    pub(super) fn asked_again(&self, by: NodeId, elected: &Elected, out: &mut Outbox<Effect>) {
+        let num = elected.generation.num;
+        let outside = !elected.generation.members.contains(self.node());
+        if outside && (num <= self.leases.void_below || self.planted(Bug::LeaseKept)) {
+            self.give_back(NodeSet::only(by), num, out);
         }
     }
 

@@ -541,8 +541,8 @@ impl Membership {
             }
             Message::VoteRefused { num, last_vote } => self.vote_refused(now, from, num, last_vote),
             Message::Elected(elected) => {
+                self.asked_again(from, &elected, out);
                 self.learn(now, elected, out);
-                self.give_back(from, &elected, out);
             }
             Message::Released(num) => self.released(from, num),
         }

@@ -16,7 +16,7 @@ use mtm_core::{GenNum, Instant, Outbox, Token};
 impl Membership {
     /// A generation was elected somewhere.
     pub(super) fn learn(&mut self, now: Instant, elected: Elected, out: &mut Outbox<Effect>) {
-        self.mind(&elected);
+        self.mind(&elected, out);
         let num = elected.generation.num;
         let known = self.wanted.map_or(self.record.current.generation.num, |w| w.generation.num);
         if num > known {

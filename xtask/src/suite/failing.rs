@@ -26,6 +26,7 @@ checks!("failing":
     state_file_unwritable,
     workers_terminated,
     a_worker_ends_before_its_task,
+    no_place_for_a_peer,
     receiver_terminated_in_recovery,
     workers_killed,
     log_disk_full,
@@ -400,6 +401,45 @@ fn a_worker_ends_before_its_task(a: &Arena) -> Result<()> {
     ensure!(unfinished()? == "0", "something is left");
     in_the_end(a, 1, "INSERT INTO x_work VALUES (0, '')")?;
     a.expect("SELECT count(*) FROM x_work", "1")
+}
+
+/// A node whose places for connections are all taken reaches a peer that cannot reach it: one of
+/// the two is left out, and the others go on, until there is a place again.
+fn no_place_for_a_peer(a: &Arena) -> Result<()> {
+    const LINES: &str = "pg_stat_activity WHERE query LIKE 'CALL mtm.dmq_receive(1,%'";
+    a.run(1, "CREATE TABLE x_place(id serial PRIMARY KEY)")?;
+    let boss = admin(a, 3)?;
+    let mut taken = Vec::new();
+    let error = loop {
+        match a.on(3) {
+            Ok(session) => taken.push(session),
+            Err(error) => break format!("{error:#}"),
+        }
+    };
+    ensure!(error.contains("too many clients"), "after {} clients: {error}", taken.len());
+    until("a client has the place of node 1's connection", GO_ON_WITHIN, || {
+        boss.run(&format!("SELECT pg_terminate_backend(pid) FROM {LINES}"))?;
+        // Node 1 tries again after 200 ms.
+        for _ in 0..20 {
+            if let Ok(session) = a.on(3) {
+                taken.push(session);
+                break;
+            }
+        }
+        Ok((boss.one(&format!("SELECT count(*) FROM {LINES}"))? == "0").then_some(()))
+    })?;
+    until("node 3 is left out", GO_ON_WITHIN, || {
+        let members = a.cluster.node(1)?.connect_as(DATABASE, "mtm_admin")?;
+        Ok((members.one("SELECT gen_members FROM mtm.status()")? == "{1,2}").then_some(()))
+    })?;
+    for id in [1, 2] {
+        in_the_end(a, id, "INSERT INTO x_place DEFAULT VALUES")?;
+    }
+    let status = boss.one("SELECT status FROM mtm.status()")?;
+    ensure!(status != "online", "node 3 is {status}");
+    drop(taken);
+    all_are_online(a)?;
+    a.expect("SELECT count(*) FROM x_place", "2")
 }
 
 fn receiver_terminated_in_recovery(a: &Arena) -> Result<()> {

@@ -57,7 +57,9 @@ pub fn clients(records: &[Record]) -> String {
             }
             Outcome::Unknown(what) => {
                 row.unknown += 1;
-                let what = what.trim().chars().take(60).collect::<String>();
+                // One line for all transactions.
+                let words = what.split_whitespace().filter(|word| !word.starts_with("MTM-"));
+                let what: String = words.collect::<Vec<_>>().join(" ").chars().take(60).collect();
                 *why.entry(format!("unknown ({what})")).or_default() += 1;
             }
         }

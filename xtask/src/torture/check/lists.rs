@@ -226,7 +226,7 @@ impl<'a> Lists<'a> {
         }
     }
 
-    /// Notes reads that did not show what was acknowledged before they began.
+    /// A read shows what was acknowledged before it began, on whatever node (specs/adr/0118).
     fn stale(&self, report: &mut Report) {
         for txn in &self.txns {
             for seen in self.reads(txn, &mut Report::default()) {
@@ -238,10 +238,14 @@ impl<'a> Lists<'a> {
                     told.then(|| (txn.op.begin - op.end, *value, op))
                 });
                 if let Some((age, value, op)) = age.max_by_key(|(age, ..)| *age) {
-                    report.note("stale reads", age, || {
-                        let (reader, writer) = (who(txn.op), who(op));
-                        format!("{reader} did not see {value} in list {} of {writer}", seen.key)
-                    });
+                    let text = format!(
+                        "{} did not see {value} in list {} of {}, acknowledged {} ms before",
+                        who(txn.op),
+                        seen.key,
+                        who(op),
+                        age / 1000
+                    );
+                    wrong(report, Anomaly::Stale, text);
                 }
             }
         }

@@ -43,6 +43,8 @@ pub enum Anomaly {
     Order,
     /// A transaction did not see its own writes.
     Internal,
+    /// A read did not show what was acknowledged before it began.
+    Stale,
     /// Two snapshots in one REPEATABLE READ transaction.
     Unrepeatable,
     /// Dirty write: a cycle of overwritings.
@@ -72,6 +74,7 @@ impl fmt::Display for Anomaly {
             Self::WrongSum => "wrong sum",
             Self::Order => "incompatible orders",
             Self::Internal => "own write not seen",
+            Self::Stale => "stale read",
             Self::Unrepeatable => "unrepeatable read",
             Self::G0 => "G0 (dirty write)",
             Self::G1a => "G1a (aborted read)",

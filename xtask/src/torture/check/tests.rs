@@ -329,15 +329,15 @@ fn write_skew_is_allowed() {
 }
 
 #[test]
-fn stale_reads_are_counted() {
+fn stale_reads_are_found() {
     let made = Made::new()
         .list(1, 1, RC, &[Append(1, 1)])
         .list(2, 5, RC, &[read(1, &[])])
         .lists(&[(1, &[1])]);
-    assert_eq!(made.found(), []);
-    let note = &check(&made.0).notes["stale reads"];
-    assert_eq!((note.count, note.worst), (1, 3_000_000));
-    assert!(note.example.contains("did not see 1 in list 1"), "{}", note.example);
+    assert_eq!(made.found(), [Anomaly::Stale]);
+    let text = &check(&made.0).violations[0].text;
+    assert!(text.contains("did not see 1 in list 1"), "{text}");
+    assert!(text.contains("3000 ms before"), "{text}");
 }
 
 #[test]

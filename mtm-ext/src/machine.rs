@@ -8,7 +8,7 @@
 //! | `CommitPrepared`, `RollbackPrepared` | the worker that has it, else the resolver; see [`feed_here`] |
 //! | `Discard` | the worker that has it: it is cancelled |
 //! | `Persist`, `SendGeneration`, `AskReferee`, `CleanReferee`, `StartRecovery`, `Online` | `mtm-campaigner` |
-//! | all others, also `Lend` | whoever stepped: they answer its own input |
+//! | all others, also `Lend` and `Recall` | whoever stepped: they answer its own input |
 
 use crate::pg::shmem::{self, Backend, NodeState};
 use crate::pg::{message, proc};

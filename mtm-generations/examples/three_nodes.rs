@@ -40,7 +40,7 @@ impl Cluster {
                     Effect::WriteParallelSafe(num) => inputs.push_back(Input::ParallelSafe(num)),
                     Effect::StartRecovery { num, .. } => inputs.push_back(Input::Recovered(num)),
                     Effect::Online(num) => println!("{}  node {me} is online in {num}", self.now.0),
-                    Effect::SwitchWanted(_) | Effect::Lend { .. } => {}
+                    Effect::SwitchWanted(_) | Effect::Lend { .. } | Effect::Recall { .. } => {}
                     Effect::AskReferee(_) | Effect::CleanReferee(_) => {}
                 }
             }

@@ -75,6 +75,7 @@ impl Cluster {
                     Effect::StartRecovery { num, .. } => inputs.push(Input::Recovered(num)),
                     Effect::Online(_)
                     | Effect::Lend { .. }
+                    | Effect::Recall { .. }
                     | Effect::AskReferee(_)
                     | Effect::CleanReferee(_) => {}
                 }

@@ -8,7 +8,7 @@ use mtm_generations::{
 
 const LEASE: u64 = 2_000_000;
 /// What a holder counts with.
-const HELD: u64 = LEASE - LEASE / 100;
+const HELD: u64 = LEASE - LEASE / 10;
 const START: u64 = 70_000_000;
 
 fn n(i: u8) -> NodeId {
@@ -104,6 +104,41 @@ fn an_earlier_life_may_have_lent_to_everybody() {
     step(&mut one, START, Input::Fenced(false));
     assert!(!is_offered(&wants_without_3(&mut one, START + 10)));
     assert!(is_offered(&step(&mut one, START + LEASE, Input::Wake)));
+}
+
+#[test]
+fn who_was_out_before_a_restart_keeps_nobody_waiting() {
+    let mut record = Record::initial(n(1), 7, all());
+    record.current = elected(2, NodeSet::first(2));
+    (record.last_vote, record.last_online_in) = (GenNum(2), GenNum(2));
+    let timing = Timing { lease_us: LEASE, ..Timing::default() };
+    let mut one = Membership::new(record, timing, 5, true);
+    step(&mut one, START, Input::Fenced(false));
+    let again = Message::Elected(elected(3, NodeSet::first(2)));
+    let effects = step(&mut one, START + 10, message(2, again));
+    assert!(effects.contains(&Effect::SwitchWanted(GenNum(3))), "{effects:?}");
+}
+
+#[test]
+fn who_cannot_be_connected_to_is_told_on_its_own_connection() {
+    let mut one = node(1, false);
+    sign_of_life(&mut one, START, 3);
+    wants_without_3(&mut one, START + 10);
+    let sign = Input::SignOfLife { from: n(3), sent: Instant(START) };
+    let recall = Effect::Recall { to: n(3), elected: elected(2, NodeSet::first(2)) };
+    assert!(step(&mut one, START + 20, sign).contains(&recall));
+}
+
+#[test]
+fn nothing_is_lent_in_a_generation_that_a_crash_undoes() {
+    let mut one = node(1, false);
+    let effects = step(&mut one, START, message(2, Message::Elected(elected(2, all()))));
+    assert!(is_offered(&effects));
+    let effects = step(&mut one, START, Input::Switch);
+    let Some(Effect::Persist { token, .. }) = effects.first() else { panic!("{effects:?}") };
+    assert!(!sign_of_life(&mut one, START + 10, 3));
+    step(&mut one, START + 20, Input::Persisted(*token));
+    assert!(sign_of_life(&mut one, START + 30, 3));
 }
 
 #[test]

@@ -36,7 +36,10 @@ enum Standing {
     /// It serves them until then.
     Serves(Instant),
     /// It will in a moment, and misses nothing meanwhile.
-    Moves,
+    Moves {
+        /// Unless something that it holds may be committed elsewhere.
+        unsettled: bool,
+    },
     /// It does not.
     Away,
 }
@@ -44,29 +47,32 @@ enum Standing {
 /// Looks at the machine, and remembers for all processes what is good news.
 fn look() -> Standing {
     let look = machine::look(|node| {
-        let heard = hears_majority(node);
-        let reads = node.reads_until(proc::now());
-        let (serves, header) = (node.serves(), shmem::header());
-        if serves {
-            // Somebody may have been told that it is committed.
-            header.unsettled.store(u32::from(node.may_lack_commits()), Ordering::Release);
+        let (now, serving_until) = (proc::now(), &shmem::header().serving_until_us);
+        let good = serving_until.load(Ordering::Acquire);
+        if now.0 < good {
+            // Another process has looked while this one waited for the lock.
+            return Standing::Serves(Instant(good));
         }
+        let heard = hears_majority(node);
+        let reads = node.reads_until(now);
+        let serves = node.serves();
+        let unsettled = node.may_lack_commits();
         let membership = node.membership();
         let is_donor = membership.current().donors.contains(membership.node());
         let standing = match reads {
             Some(until) if heard => Standing::Serves(until),
             // Something is not settled, or answers are late: the others may go on without this
             // node, or have done so.
-            _ if heard && serves => Standing::Moves,
+            _ if heard && serves => Standing::Moves { unsettled },
             // A donor has everything that was committed before. Another member has not yet.
-            _ if heard && is_donor && !membership.is_fenced() => Standing::Moves,
+            _ if heard && is_donor && !membership.is_fenced() => Standing::Moves { unsettled },
             _ => Standing::Away,
         };
         let good = match standing {
-            Standing::Serves(until) => until.0.min(proc::now().0 + GOOD_US),
-            Standing::Moves | Standing::Away => 0,
+            Standing::Serves(until) => until.0.min(now.0 + GOOD_US),
+            Standing::Moves { .. } | Standing::Away => 0,
         };
-        header.serving_until_us.store(good, Ordering::Release);
+        serving_until.store(good, Ordering::Release);
         standing
     });
     look.unwrap_or(Standing::Away)
@@ -119,18 +125,16 @@ pub fn login(application: &str, database: impl FnOnce() -> u32) {
     }
     let start = proc::now();
     loop {
-        let unsettled = header.unsettled.load(Ordering::Acquire) != 0;
         let late = proc::now().since(start) > cluster::patience_us();
         match look() {
-            Standing::Serves(_) => return,
+            Standing::Serves(_) | Standing::Moves { unsettled: false } => return,
             // Here, where it has no snapshot yet: one that is older than what it waits for would
             // not show it.
-            Standing::Moves if unsettled && !late => {
+            Standing::Moves { unsettled: true } if !late => {
                 proc::wait(None, Some(LOOK_US));
                 proc::check_interrupts();
             }
-            Standing::Moves if !unsettled => return,
-            Standing::Moves | Standing::Away => {
+            Standing::Moves { .. } | Standing::Away => {
                 let (message, reason) = complaint();
                 report::fatal(PgSqlErrorCode::ERRCODE_CANNOT_CONNECT_NOW, message, &reason, HINT);
             }
@@ -160,22 +164,20 @@ pub fn statement(about: impl Fn() -> About) {
     }
     match look() {
         Standing::Serves(_) => {}
-        Standing::Moves | Standing::Away if about() != About::Data => {
+        Standing::Moves { .. } | Standing::Away if about() != About::Data => {
             if about() == About::Cluster {
                 OLD_SNAPSHOT.set(access::transaction());
             }
             return;
         }
-        Standing::Moves => {
-            let unsettled = shmem::header().unsettled.load(Ordering::Acquire) != 0;
-            wait_until_served(false);
-            if unsettled {
-                // Its snapshot may be older than what it has waited for.
+        Standing::Moves { unsettled } => {
+            // Its snapshot may be older than what it has waited for.
+            if wait_until_served(false) || unsettled {
                 refuse_became_online();
             }
         }
         // It has become a node just now.
-        Standing::Away if machine::look(|_| ()).is_none() => wait_until_served(true),
+        Standing::Away if machine::look(|_| ()).is_none() => drop(wait_until_served(true)),
         Standing::Away => refuse(),
     }
     if old {
@@ -193,7 +195,7 @@ pub fn was_sure() -> bool {
 pub fn await_service() {
     match look() {
         Standing::Serves(_) => {}
-        Standing::Moves => wait_until_served(false),
+        Standing::Moves { .. } => drop(wait_until_served(false)),
         Standing::Away => refuse(),
     }
 }
@@ -217,9 +219,10 @@ fn refuse_became_online() -> ! {
 }
 
 /// Waits while the node moves into a new generation; if it is `new`, also while it looks for its
-/// peers.
-fn wait_until_served(new: bool) {
+/// peers. Tells whether something was not settled meanwhile.
+fn wait_until_served(new: bool) -> bool {
     let start = proc::now();
+    let mut was_unsettled = false;
     let waits = |waits| shmem::node(|state| state.mine().waits = waits);
     waits(true);
     loop {
@@ -230,10 +233,13 @@ fn wait_until_served(new: bool) {
         }
         let late = proc::now().since(start) > cluster::patience_us();
         match look() {
-            Standing::Serves(_) => return waits(false),
-            Standing::Moves if !late => {}
+            Standing::Serves(_) => {
+                waits(false);
+                return was_unsettled;
+            }
+            Standing::Moves { unsettled } if !late => was_unsettled |= unsettled,
             Standing::Away if new && !late => {}
-            Standing::Moves | Standing::Away => {
+            Standing::Moves { .. } | Standing::Away => {
                 waits(false);
                 refuse();
             }
@@ -264,9 +270,10 @@ fn complaint() -> (String, String) {
     };
     let mut reason = cluster::status_reason();
     if reason.is_empty() {
-        reason = match shmem::header().unsettled.load(Ordering::Acquire) {
-            0 => Reason::NoMajority.to_string(),
-            _ => "transactions from before the start are not settled".to_owned(),
+        reason = if machine::look(|node| node.may_lack_commits()) == Some(true) {
+            "transactions from before it was online are not settled".to_owned()
+        } else {
+            Reason::NoMajority.to_string()
         };
     }
     (format!("[multimaster] node is not online: current status \"{status}\""), sentence(&reason))

@@ -419,18 +419,31 @@ fn missing(gid: Gid) -> (NodeSet, NodeSet) {
 }
 
 /// Waits until every member has committed, or is left out by all others. The transaction is
-/// committed: nothing here may fail.
+/// committed: nothing here may fail. Who cannot know whether readers elsewhere see it says nothing:
+/// its client loses the connection.
 fn await_peers(gid: Gid) {
     let mut lost_since = None;
     loop {
         let (unseen, lost) = missing(gid);
-        if unseen.is_empty() || lost_peers(lost, &mut lost_since).is_some() {
+        if unseen.is_empty() {
             return;
+        }
+        if lost_peers(lost, &mut lost_since).is_some() {
+            pgrx::ereport!(
+                WARNING,
+                PgSqlErrorCode::ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN,
+                format!("terminating connection: no connection to node {}", list(lost)),
+                format!("Transaction {gid} is committed here; not every node has confirmed it.")
+            );
+            return proc::withhold_answer();
         }
         if proc::interrupted() {
             pgrx::warning!(
                 "canceling the wait for other nodes to commit; transaction {gid} is committed"
             );
+            if proc::is_terminated() {
+                proc::withhold_answer();
+            }
             return;
         }
         if !proc::wait_committed(LOOK_US) {

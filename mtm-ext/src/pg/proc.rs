@@ -130,6 +130,26 @@ pub fn check_interrupts() {
     pgrx::check_for_interrupts!();
 }
 
+/// Whether a termination of this process waits to be handled.
+pub fn is_terminated() -> bool {
+    // SAFETY: a sig_atomic_t flag set by a signal handler.
+    unsafe { (&raw const pg_sys::ProcDiePending).read_volatile() != 0 }
+}
+
+/// Ends the connection as soon as that is possible, and lets its client hear nothing more: as the
+/// server does when a wait for a synchronous standby ends early. Elsewhere than in a client's
+/// backend nobody waits for an answer, and nothing happens.
+pub fn withhold_answer() {
+    // SAFETY: plain variables of this process; a termination is handled at the next safe place.
+    unsafe {
+        if pg_sys::MyBackendType == pg_sys::BackendType::B_BACKEND {
+            pg_sys::whereToSendOutput = pg_sys::CommandDest::DestNone;
+            (&raw mut pg_sys::ProcDiePending).write_volatile(1);
+            (&raw mut pg_sys::InterruptPending).write_volatile(1);
+        }
+    }
+}
+
 /// Whether a cancel or a termination of this process waits to be handled.
 pub fn interrupted() -> bool {
     // SAFETY: sig_atomic_t flags set by signal handlers.

@@ -395,8 +395,6 @@ pub struct Header {
     pub campaigner: AtomicI32,
     /// See `monitor`.
     pub health: AtomicI32,
-    /// 1 while transactions that the start has found prepared may not be settled.
-    pub unsettled: AtomicU32,
     /// 1 while there is a cause for this node to stay out by itself.
     pub unfit: AtomicU32,
     /// 1 when a transaction was refused for this node's own sake and none was prepared since.

@@ -125,7 +125,6 @@ fn begin(me: NodeId) {
             "Raise multimaster.max_transactions and start the server again."
         );
     }
-    header.unsettled.store(1, Ordering::Release);
     for (gid, found) in start.found {
         machine::feed(Input::Found { gid, found });
     }

@@ -8,7 +8,7 @@ use crate::pg::{bgworker, pipe, proc, walwake};
 use core::cell::RefCell;
 use core::sync::atomic::Ordering;
 use mtm_core::{Gid, NodeId};
-use mtm_generations::Input as Generation;
+use mtm_generations::{Input as Generation, Message};
 use mtm_node::message::Refusal;
 use mtm_node::wire::Wire;
 use mtm_node::{Effect, Input, PeerMessage};
@@ -25,6 +25,9 @@ pub fn accept_pipe(from: NodeId) {
             let mut bytes = Vec::new();
             let mut incoming = Incoming::default();
             while pipe::receive(&mut bytes) {
+                if peer.inbox_pid.load(Ordering::Acquire) != proc::my_pid() {
+                    return; // what the peer said on a connection before its newest one
+                }
                 heard(from);
                 // Reading from a client handles no barriers; with heartbeats this comes often
                 // enough for DROP DATABASE and the like, which wait for every process.
@@ -149,11 +152,16 @@ pub fn take(from: NodeId, message: &Wire<'_>) {
         Wire::Alive(lsn, at) => {
             shmem::peer(from).log_end.store(lsn.0, Ordering::Release);
             for effect in machine::generation(Generation::SignOfLife { from, sent: *at }) {
-                if let Effect::Lend { to, sent, for_us, num } = effect {
-                    let mut answer = Vec::new();
-                    Wire::Heard(sent, for_us, num).encode(&mut answer);
-                    reply(to, &answer);
-                }
+                let (to, answer) = match effect {
+                    Effect::Lend { to, sent, for_us, num } => (to, Wire::Heard(sent, for_us, num)),
+                    Effect::Recall { to, elected } => {
+                        (to, Wire::Generation(Message::Elected(elected)))
+                    }
+                    _ => continue,
+                };
+                let mut bytes = Vec::new();
+                answer.encode(&mut bytes);
+                reply(to, &bytes);
             }
         }
         Wire::Heard(_, 0, _) => {}

@@ -166,6 +166,7 @@ impl<'r, S: Storage> Cluster<'r, S> {
                 Effect::StartRecovery { num, .. } => inputs.push_back(Input::Recovered(num)),
                 Effect::SwitchWanted(_)
                 | Effect::Lend { .. }
+                | Effect::Recall { .. }
                 | Effect::Online(_)
                 | Effect::AskReferee(_)
                 | Effect::CleanReferee(_) => {}

@@ -9,15 +9,15 @@
 //!
 //! Clocks need not agree; they must run at the same rate, to one part in [`DRIFT`].
 
-use super::{Bug, Effect, Membership};
+use super::{Bug, Effect, Membership, Stage};
 use crate::generation::Elected;
 use crate::message::Message;
 use mtm_core::{GenNum, Instant, MAX_NODES, NodeId, NodeSet, Outbox};
 
 const ALL: NodeSet = NodeSet::first(MAX_NODES);
 
-/// The holder counts with so much less, one part of the whole.
-const DRIFT: u64 = 100;
+/// The holder counts with so much less, one part of the whole: clocks may be slewed by as much.
+const DRIFT: u64 = 10;
 
 /// What this node has promised a peer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -68,12 +68,15 @@ impl Membership {
         self.record.current.generation.members.intersection(next).contains(peer)
     }
 
-    /// Before the first step: what an earlier life may have lent.
+    /// Before the first step: what an earlier life may have lent. That was to members of the
+    /// generation in its record: in another one nothing is lent before it is durable.
     pub(super) fn remember_lending(&mut self, now: Instant) {
         if core::mem::take(&mut self.leases.unknown) && !self.planted(Bug::LeaseForgotten) {
             let until = now.plus_us(self.timing.lease_us);
-            let num = self.record.current.generation.num;
-            self.leases.lent.fill(Lent { at: now, until, num });
+            let generation = self.record.current.generation;
+            for peer in generation.members {
+                self.leases.lent[peer.index()] = Lent { at: now, until, num: generation.num };
+            }
         }
     }
 
@@ -86,7 +89,15 @@ impl Membership {
         out: &mut Outbox<Effect>,
     ) {
         let for_us = self.timing.lease_us;
-        if for_us == 0 || !self.counts_on(to) {
+        if for_us == 0 || matches!(self.stage, Stage::Entering(_)) {
+            return;
+        }
+        if !self.counts_on(to) {
+            if let Some(elected) = self.wanted
+                && self.lent_outside(now).contains(to)
+            {
+                out.push(Effect::Recall { to, elected });
+            }
             return;
         }
         let num = self.record.current.generation.num;
@@ -171,7 +182,7 @@ impl Membership {
     /// Whom the wanted generation leaves out and who may still rely on this node.
     fn lent_outside(&self, now: Instant) -> NodeSet {
         let Some(wanted) = self.wanted else { return NodeSet::EMPTY };
-        // This node has lent to nobody else: members of its generation only.
+        // This node has lent to nobody else.
         let outside = self
             .record
             .current

@@ -165,6 +165,14 @@ pub enum Effect {
         /// From whom.
         donors: NodeSet,
     },
+    /// Answer a sign of life, on the connection it came on, with `Message::Elected`: its sender is
+    /// left out and may not know. Nobody may be able to connect to it.
+    Recall {
+        /// Its sender.
+        to: NodeId,
+        /// The generation without it.
+        elected: Elected,
+    },
     /// This node is ONLINE in the generation from now on, durably.
     Online(GenNum),
     /// Ask the referee for the grant, then `Input::Referee`.

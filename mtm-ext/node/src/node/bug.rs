@@ -2,7 +2,7 @@
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::NoBarrier,
         Self::DecideRace,
         Self::SwitchKeep,
@@ -22,7 +22,8 @@ impl Bug {
         Self::GiveUpAborts,
         Self::DropEarly,
         Self::DroppedRemembered,
-        Self::ReadUnsettled,
+        Self::ReadRecovered,
+        Self::ReadFound,
         Self::AcknowledgeEarly,
     ];
 }
@@ -68,8 +69,10 @@ pub enum Bug {
     DropEarly,
     /// What a dropped node has begun waits for that node's word about its progress.
     DroppedRemembered,
-    /// Readers are answered although what recovery or a restart has brought is not settled.
-    ReadUnsettled,
+    /// Readers are answered although what recovery has brought is not settled.
+    ReadRecovered,
+    /// Readers are answered although what a restart has found is not settled.
+    ReadFound,
     /// A client is told of a commit that somebody lacks who was left out, before all members of the
     /// new generation are in it.
     AcknowledgeEarly,

@@ -172,6 +172,13 @@ pub enum Effect {
         /// The generation this node is in.
         num: GenNum,
     },
+    /// Answer a sign of life, on the connection it came on, with `generations::Message::Elected`.
+    Recall {
+        /// Its sender.
+        to: NodeId,
+        /// The generation without it.
+        elected: generations::Elected,
+    },
     /// Send a message about a transaction; what it says is durable already.
     Send {
         /// To each of these.

@@ -47,6 +47,8 @@ pub struct Core {
     found: Below,
     /// The last generation that this node has recovered into.
     recovered_into: GenNum,
+    /// Readers may miss something that recovery or a restart has brought.
+    unsettled: bool,
     #[cfg(feature = "planted-bugs")]
     planted: Option<Bug>,
 }
@@ -64,6 +66,7 @@ impl Core {
             retention: Retention::new(),
             found: [Xid(0); MAX_NODES as usize],
             recovered_into: GenNum(0),
+            unsettled: false,
             #[cfg(feature = "planted-bugs")]
             planted: None,
         }
@@ -253,6 +256,7 @@ impl<'a> Node<'a> {
     ) -> Result<(), Misuse> {
         if let generations::Input::Recovered(num) = input {
             self.core.recovered_into = num.max(self.core.recovered_into);
+            self.core.unsettled = true;
         }
         let mut effects = Outbox::new();
         self.core.membership.step(now, input, &mut effects)?;
@@ -339,6 +343,7 @@ fn translate(mut effects: Outbox<generations::Effect>, out: &mut Outbox<Effect>)
             generations::Effect::Lend { to, sent, for_us, num } => {
                 Effect::Lend { to, sent, for_us, num }
             }
+            generations::Effect::Recall { to, elected } => Effect::Recall { to, elected },
             generations::Effect::Online(num) => Effect::Online(num),
             generations::Effect::AskReferee(num) => Effect::AskReferee(num),
             generations::Effect::CleanReferee(num) => Effect::CleanReferee(num),

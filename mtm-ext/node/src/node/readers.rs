@@ -19,16 +19,23 @@ impl Node<'_> {
     /// see yet: recovery or a restart has brought it as prepared, and it is not settled. A node that
     /// was ONLINE in the generation before lacks nothing of it: without its word nothing was
     /// acknowledged.
-    pub fn may_lack_commits(&self) -> bool {
+    pub fn may_lack_commits(&mut self) -> bool {
+        // The whole table is looked at until it has nothing of the kind, and no more after that.
+        self.core.unsettled = self.core.unsettled && self.holds_unsettled();
+        self.core.unsettled
+    }
+
+    fn holds_unsettled(&self) -> bool {
         let core = &self.core;
-        !self.planted(Bug::ReadUnsettled)
-            && self.held().any(|(gid, _)| {
-                gid.generation < core.recovered_into || gid.xid < core.found[gid.origin.index()]
-            })
+        let (recovered, found) = (!self.planted(Bug::ReadRecovered), !self.planted(Bug::ReadFound));
+        self.held().any(|(gid, _)| {
+            recovered && gid.generation < core.recovered_into
+                || found && gid.xid < core.found[gid.origin.index()]
+        })
     }
 
     /// Until when readers may be answered without looking again; `None` if they may not now.
-    pub fn reads_until(&self, now: Instant) -> Option<Instant> {
+    pub fn reads_until(&mut self, now: Instant) -> Option<Instant> {
         if !self.serves() || self.may_lack_commits() {
             return None;
         }

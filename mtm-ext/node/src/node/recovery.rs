@@ -33,6 +33,7 @@ impl Node<'_> {
         };
         self.core.retention.seen(&gid);
         pass(&mut self.core.found, &gid);
+        self.core.unsettled = true;
         let entry = self.table.entry(gid, || Entry::new(role))?;
         (entry.role, entry.local) = (role, local);
         Ok(())

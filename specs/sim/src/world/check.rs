@@ -58,7 +58,9 @@ impl World {
         }
         if new {
             let (hosts, ever) = (&self.hosts, self.ever);
-            let lacks = |gid: &Gid| ever.iter().any(|n| !hosts[n.index()].shows(gid));
+            // A crash undoes what is only seen.
+            let lacks =
+                |gid: &Gid| ever.iter().any(|n| !hosts[n.index()].db.committed.contains(gid));
             self.oracle.acknowledged.retain(lacks);
         }
     }

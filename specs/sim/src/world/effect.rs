@@ -26,6 +26,10 @@ impl World {
                     _ => self.send(i, to, Packet::Generation(message)),
                 }
             }
+            Effect::Recall { to, elected } => {
+                let message = mtm_generations::Message::Elected(elected);
+                self.send_to(i, to.index(), Packet::Generation(message));
+            }
             Effect::Lend { to, sent, for_us, num } => {
                 let life = self.hosts[i].answered[to.index()];
                 self.send_to(i, to.index(), Packet::Lend { life, sent, for_us, num });

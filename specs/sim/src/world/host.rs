@@ -25,6 +25,9 @@ const TIMING: Timing = Timing {
 };
 /// Clocks show at least so much, and differ by as much again.
 const CLOCK_US: u64 = 60_000_000;
+/// Clocks run at rates that differ so much from the world's, in parts of a thousand: less than
+/// what leases allow for between two of them.
+const RATE: i64 = 40;
 /// Places in the table of transactions: enough, and in some worlds so few that work waits for room.
 const PLACES: usize = 256;
 const FEW_PLACES: usize = 64;
@@ -100,6 +103,8 @@ pub(crate) struct Host {
     pub(crate) parked: Vec<super::Event>,
     /// What its clock shows more than the world's.
     pub(crate) clock: u64,
+    /// How much faster than the world's it runs, in parts of a thousand.
+    pub(crate) rate: i64,
     /// It exists: a node that is added later does not yet.
     pub(crate) born: bool,
     /// A clone: in which generation, and where its own log begins.
@@ -171,6 +176,7 @@ impl Host {
             frozen: false,
             parked: Vec::new(),
             clock: CLOCK_US + seed % CLOCK_US,
+            rate: (seed >> 40) as i64 % (2 * RATE + 1) - RATE,
             confirmed: vec![0; n],
             catching_up: None,
             life: 0,
@@ -250,6 +256,18 @@ impl Host {
     pub(crate) fn local(&mut self, gid: &Gid) -> LocalXid {
         let node = Node::new(&mut self.core, &mut self.slots);
         node.transaction(gid).map_or(LocalXid(0), |entry| entry.local)
+    }
+
+    /// What its clock shows at this time of the world.
+    pub(crate) fn shows_at(&self, now: u64) -> Instant {
+        let more = now as i64 * self.rate / 1000;
+        Instant((self.clock + now).saturating_add_signed(more))
+    }
+
+    /// When its clock shows that.
+    pub(crate) fn world_at(&self, local: Instant) -> u64 {
+        let since = local.0.saturating_sub(self.clock);
+        (since * 1000).div_ceil((1000 + self.rate) as u64)
     }
 
     /// Whether readers see what the transaction wrote.

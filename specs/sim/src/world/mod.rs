@@ -523,7 +523,7 @@ impl World {
         let host = &mut self.hosts[i];
         let machine = Node::new(&mut host.core, &mut host.slots);
         let Some(at) = machine.deadline() else { return };
-        let at = at.0.saturating_sub(host.clock).max(self.now.0 + 1);
+        let at = host.world_at(at).max(self.now.0 + 1);
         if host.wake_at.is_none_or(|old| at < old) {
             host.wake_at = Some(at);
             self.at(at, Event::Wake(i, at));
@@ -537,7 +537,7 @@ impl World {
 
     /// What the clock of a host says.
     fn local(&self, i: usize) -> Instant {
-        Instant(self.now.0 + self.hosts[i].clock)
+        self.hosts[i].shows_at(self.now.0)
     }
 
     fn serves(&self, i: usize) -> bool {

@@ -194,6 +194,9 @@ pub enum Flavour {
     Users,
     /// Nodes are added and dropped.
     Changes,
+    /// Two nodes cannot hear each other, and the third one, on whom both rely, crashes and is soon
+    /// back. Only looked at on demand: that is rare.
+    Lender,
 }
 
 impl Plan {
@@ -220,6 +223,7 @@ impl Plan {
             Flavour::Split => split(&mut rng, &mut plan),
             Flavour::Users => users(&mut rng, &mut plan),
             Flavour::Changes => changes(&mut rng, &mut plan),
+            Flavour::Lender => lender(&mut rng, &mut plan),
         }
         plan
     }
@@ -389,6 +393,40 @@ fn deaf(rng: &mut Rng, plan: &mut Plan) {
             });
         }
         at += lasts + rng.between(300_000, 600_000);
+    }
+    plan.faults.sort_by_key(|(at, _)| *at);
+    plan.transactions.sort_by_key(|t| t.at_us);
+}
+
+fn lender(rng: &mut Rng, plan: &mut Plan) {
+    plan.patience_us = 0;
+    plan.faults.clear();
+    (plan.latency, plan.disk, plan.write) =
+        (Slowness { percent: 0, max_us: 0 }, Slowness { percent: 0, max_us: 0 }, plan.write);
+    let mut at = rng.between(150_000, 250_000);
+    while at + 400_000 < plan.heal_at_us {
+        let third = rng.below(3) as usize;
+        let (one, two) = ((third + 1) % 3, (third + 2) % 3);
+        let mended = at + rng.between(300_000, 500_000);
+        let crash = at + rng.between(150_000, 260_000);
+        let back = crash + rng.between(1_000, 20_000);
+        for (from, to) in [(one, two), (two, one)] {
+            plan.faults.push((at, Fault::Cut(from, to)));
+            plan.faults.push((mended, Fault::Mend(from, to)));
+        }
+        plan.faults.push((crash, Fault::Crash(third)));
+        plan.faults.push((back, Fault::Restart(third)));
+        for begins in (crash..mended).step_by(3_000) {
+            plan.transactions.push(Transaction {
+                at_us: begins,
+                node: rng.below(3) as usize,
+                keys: vec![rng.below(200) as u8],
+                think_us: rng.below(1_000),
+                patience_us: 300_000,
+                user: None,
+            });
+        }
+        at = mended + rng.between(200_000, 400_000);
     }
     plan.faults.sort_by_key(|(at, _)| *at);
     plan.transactions.sort_by_key(|t| t.at_us);

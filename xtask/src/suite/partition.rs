@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 checks!("partition":
     minority_refuses_clients,
     no_old_reads_when_one_is_cut_off,
+    no_old_reads_of_what_one_has_acknowledged_that_is_cut_off,
     no_old_reads_when_one_is_not_heard,
     no_old_reads_after_a_freeze,
     one_pair_cut,
@@ -372,6 +373,30 @@ fn cut_under_watch(
 fn no_old_reads_when_one_is_cut_off(a: &Arena) -> Result<()> {
     with_net(a, |net| {
         cut_under_watch(net, &[(1, 3), (3, 1), (2, 3), (3, 2)], 1, &[3, 3])?.no_old_reads()
+    })
+}
+
+/// What the others have not confirmed to node 3 before it was cut off, it does not acknowledge.
+fn no_old_reads_of_what_one_has_acknowledged_that_is_cut_off(a: &Arena) -> Result<()> {
+    with_net(a, |net| {
+        let told = watched(net, 3, &[1, 1, 2, 2], |told| {
+            for _ in 0..3 {
+                net.cut(&[(1, 3), (3, 1), (2, 3), (3, 2)]);
+                until("node 3 is left out", WITHIN, || {
+                    let members = "SELECT cardinality(gen_members) FROM mtm.status()";
+                    Ok((net.on(1)?.one(members)? == "2").then_some(()))
+                })?;
+                net.becomes(3, &["isolated"])?;
+                net.0.net.heal();
+                for id in 1..=3 {
+                    net.becomes(id, &["online"])?;
+                }
+                more_writes(told, 50)?;
+            }
+            Ok(())
+        })?;
+        told.is_plausible(&[1, 2])?;
+        told.no_old_reads()
     })
 }
 

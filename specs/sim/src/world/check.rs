@@ -121,8 +121,14 @@ impl World {
         for &i in &members {
             let current = self.current(i).generation;
             if !self.serves(i) || current.num != num || current.members != all {
-                let status = self.hosts[i].core.membership().status();
-                return Err(format!("n{} is {status:?} in {current:?}", i + 1));
+                let host = &mut self.hosts[i];
+                let status = host.core.membership().status();
+                let machine = Node::new(&mut host.core, &mut host.slots);
+                let (len, places) = (machine.len(), machine.capacity());
+                let n = i + 1;
+                return Err(format!(
+                    "n{n} is {status:?} in {current:?} with {len} of {places} places taken"
+                ));
             }
             let host = &mut self.hosts[i];
             if let Some(gid) = host.db.prepared.keys().next() {

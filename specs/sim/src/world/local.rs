@@ -50,9 +50,10 @@ impl World {
         if self.hosts[i].core.membership().is_fenced() {
             return;
         }
-        if self.rng.chance(20) {
-            let host = &mut self.hosts[i];
-            let machine = Node::new(&mut host.core, &mut host.slots);
+        let by_chance = self.rng.chance(20);
+        let host = &mut self.hosts[i];
+        let machine = Node::new(&mut host.core, &mut host.slots);
+        if by_chance || machine.wants_checkpoint() {
             let (forgotten, next) = (*machine.forgotten(), machine.next_number());
             let remembered: Option<Vec<_>> = machine.remembered().map(Iterator::collect);
             let start = host.db.wal.len();

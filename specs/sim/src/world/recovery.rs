@@ -148,9 +148,13 @@ impl World {
             self.hosts[donor].db.wal[at].clone()
         };
         if let Record::Syncpoint(below) = record {
-            if self.hosts[i].finishing.is_empty() {
-                self.feed(i, Input::Syncpoint { num, below });
+            // Everything before it must be finished, not only begun. It may not be passed over:
+            // what is confirmed is not read again.
+            if !self.hosts[i].finishing.is_empty() {
+                self.hosts[i].recovery.as_mut().expect("looked up above").at = at;
+                return false;
             }
+            self.feed(i, Input::Syncpoint { num, below });
             return true;
         }
         let (Record::Commit(gid, _) | Record::CommitPrepared(gid, _)) = record else { return true };

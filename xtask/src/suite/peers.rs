@@ -277,16 +277,25 @@ fn backend_terminated_while_committing(a: &Arena) -> Result<()> {
         let pid = session.backend()?;
         session.run(&format!("BEGIN; INSERT INTO n_term VALUES ({row})"))?;
         let killer = a.on(1)?;
-        let (outcome, _) = Arena::both(
-            || session.run("COMMIT").map(drop),
-            || {
-                // Each round hits the commit at another place.
-                std::thread::sleep(Duration::from_micros(
-                    200 * u64::try_from(row % 10).unwrap_or(0),
-                ));
-                killer.run(&format!("SELECT pg_terminate_backend({pid})"))
-            },
-        );
+        let commit = || session.run("COMMIT").map(drop);
+        let kill = || killer.run(&format!("SELECT pg_terminate_backend({pid})"));
+        let outcome = match u64::try_from(row % 10)? {
+            // Who is answered before that was told the truth, too.
+            9 => {
+                let outcome = commit();
+                kill()?;
+                outcome
+            }
+            // Each round hits the commit at another place.
+            n => {
+                let late = Duration::from_micros(200 * n);
+                let kill_late = || {
+                    std::thread::sleep(late);
+                    kill()
+                };
+                Arena::both(commit, kill_late).0
+            }
+        };
         witness.note(row, &outcome);
     }
     works_again(a, "n_term")?;

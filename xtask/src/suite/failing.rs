@@ -407,7 +407,7 @@ fn a_worker_ends_before_its_task(a: &Arena) -> Result<()> {
 /// the two is left out, and the others go on, until there is a place again.
 fn no_place_for_a_peer(a: &Arena) -> Result<()> {
     const LINES: &str = "pg_stat_activity WHERE query LIKE 'CALL mtm.dmq_receive(1,%'";
-    a.run(1, "CREATE TABLE x_place(id serial PRIMARY KEY)")?;
+    a.run(1, "CREATE TABLE x_refused(id serial PRIMARY KEY)")?;
     let boss = admin(a, 3)?;
     let mut taken = Vec::new();
     let error = loop {
@@ -433,13 +433,13 @@ fn no_place_for_a_peer(a: &Arena) -> Result<()> {
         Ok((members.one("SELECT gen_members FROM mtm.status()")? == "{1,2}").then_some(()))
     })?;
     for id in [1, 2] {
-        in_the_end(a, id, "INSERT INTO x_place DEFAULT VALUES")?;
+        in_the_end(a, id, "INSERT INTO x_refused DEFAULT VALUES")?;
     }
     let status = boss.one("SELECT status FROM mtm.status()")?;
     ensure!(status != "online", "node 3 is {status}");
     drop(taken);
     all_are_online(a)?;
-    a.expect("SELECT count(*) FROM x_place", "2")
+    a.expect("SELECT count(*) FROM x_refused", "2")
 }
 
 fn receiver_terminated_in_recovery(a: &Arena) -> Result<()> {

@@ -401,8 +401,8 @@ fn deaf(rng: &mut Rng, plan: &mut Plan) {
 fn lender(rng: &mut Rng, plan: &mut Plan) {
     plan.patience_us = 0;
     plan.faults.clear();
-    (plan.latency, plan.disk, plan.write) =
-        (Slowness { percent: 0, max_us: 0 }, Slowness { percent: 0, max_us: 0 }, plan.write);
+    let quick = Slowness { percent: 0, max_us: 0 };
+    (plan.latency, plan.disk) = (quick, quick);
     let mut at = rng.between(150_000, 250_000);
     while at + 400_000 < plan.heal_at_us {
         let third = rng.below(3) as usize;

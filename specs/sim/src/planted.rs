@@ -137,7 +137,7 @@ pub const CASES: &[Case] = &[
     commit(Commit::DecideRace, 500),
     commit(Commit::SwitchKeep, 50),
     commit(Commit::NoFence, 100),
-    commit(Commit::EarlyAbort, 50),
+    from(7, commit(Commit::EarlyAbort, 50)),
     commit(Commit::NoFlush, 20),
     from(14_000, directed(Commit::StaleAbort, THREE, Flavour::Deaf, 500)),
     commit(Commit::CommitMissing, 20),

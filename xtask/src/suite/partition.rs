@@ -83,6 +83,19 @@ impl Net {
         })
     }
 
+    /// Waits until all nodes are online, in one generation.
+    fn all_online(&self) -> Result<()> {
+        until("all nodes are online", WITHIN, || self.0.cluster.all_online().map(Some))
+    }
+
+    /// Waits until a node goes on with one other and without the third.
+    fn one_is_left_out(&self, by: usize) -> Result<()> {
+        until("somebody is left out", WITHIN, || {
+            let members = "SELECT cardinality(gen_members) FROM mtm.status()";
+            Ok((self.on(by)?.one(members)? == "2").then_some(()))
+        })
+    }
+
     /// Writes a row of this number on a node, until that succeeds.
     fn writes(&self, id: usize, row: i32) -> Result<()> {
         until(&format!("node {id} writes"), WITHIN, || {
@@ -95,9 +108,7 @@ impl Net {
     /// All are online, write and have the same rows, by themselves.
     fn heals(&self) -> Result<()> {
         self.0.net.heal();
-        for id in 1..=3 {
-            self.becomes(id, &["online"])?;
-        }
+        self.all_online()?;
         for id in 1..=3 {
             self.writes(id, -i32::try_from(id)?)?;
         }
@@ -353,15 +364,10 @@ fn cut_under_watch(
         for _ in 0..3 {
             net.cut(ways);
             more_writes(told, 1)?;
-            until("somebody is left out", WITHIN, || {
-                let members = "SELECT cardinality(gen_members) FROM mtm.status()";
-                Ok((net.on(writer)?.one(members)? == "2").then_some(()))
-            })?;
+            net.one_is_left_out(writer)?;
             more_writes(told, 50)?;
             net.0.net.heal();
-            for id in 1..=3 {
-                net.becomes(id, &["online"])?;
-            }
+            net.all_online()?;
             more_writes(told, 20)?;
         }
         Ok(())
@@ -382,15 +388,10 @@ fn no_old_reads_of_what_one_has_acknowledged_that_is_cut_off(a: &Arena) -> Resul
         let told = watched(net, 3, &[1, 1, 2, 2], |told| {
             for _ in 0..3 {
                 net.cut(&[(1, 3), (3, 1), (2, 3), (3, 2)]);
-                until("node 3 is left out", WITHIN, || {
-                    let members = "SELECT cardinality(gen_members) FROM mtm.status()";
-                    Ok((net.on(1)?.one(members)? == "2").then_some(()))
-                })?;
+                net.one_is_left_out(1)?;
                 net.becomes(3, &["isolated"])?;
                 net.0.net.heal();
-                for id in 1..=3 {
-                    net.becomes(id, &["online"])?;
-                }
+                net.all_online()?;
                 more_writes(told, 50)?;
             }
             Ok(())
@@ -411,15 +412,11 @@ fn no_old_reads_after_a_freeze(a: &Arena) -> Result<()> {
         let told = watched(net, 1, &[3, 3, 3, 3], |told| {
             for _ in 0..3 {
                 net.node(3)?.freeze();
-                let went_on = until("somebody is left out", WITHIN, || {
-                    let members = "SELECT cardinality(gen_members) FROM mtm.status()";
-                    Ok((net.on(1)?.one(members)? == "2").then_some(()))
-                })
-                .and_then(|()| more_writes(told, 50));
+                let went_on = net.one_is_left_out(1).and_then(|()| more_writes(told, 50));
                 net.node(3)?.thaw();
                 went_on?;
                 ensure!(net.node(3)?.life() == Life::Running, "node 3 does not go on");
-                net.becomes(3, &["online"])?;
+                net.all_online()?;
                 more_writes(told, 20)?;
             }
             Ok(())

@@ -21,7 +21,12 @@ impl World {
                 let any = self.neglects(Driver::CleanAnyNumber);
                 self.referee.clean(if any { GenNum(u64::MAX) } else { num });
             }
-            _ => {}
+            Packet::Generation(_)
+            | Packet::Peer(_)
+            | Packet::Alive { .. }
+            | Packet::Lend { .. }
+            | Packet::Closed(_)
+            | Packet::Referee(..) => {}
         }
     }
 }
